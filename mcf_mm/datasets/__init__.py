@@ -1,0 +1,1 @@
+"""Datasets, registered in :data:`mcf_mm.registry.DATASETS`."""

@@ -1,0 +1,118 @@
+"""Makes a network small in place: every ``nn.Parameter`` stays the same object."""
+
+import torch
+from torch import Tensor, nn
+
+from mcf_mm.pruning.slim import SlimLinear
+from mcf_mm.pruning.structure import Structure
+from mcf_mm.pruning.targets import FFN, find_ffns
+
+
+def prune_ffns(
+    model: nn.Module, structure: Structure, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Cuts the FFNs of ``model`` down to ``structure``.
+
+    fc1 becomes H' x C' and gathers its inputs, fc2 becomes C x H', b1 loses the dropped units and
+    b2 stays (section 3.4, figure 3). Parameters shrink in place and the optimizer's moments with
+    them, so parameter groups, schedulers and whatever else holds the parameters stay valid.
+
+    Args:
+        model: The network, dense in every FFN that ``structure`` names.
+        structure: What is kept.
+        optimizer: Optimizer whose state is to shrink along. Defaults to None.
+
+    Raises:
+        ValueError: ``structure`` names an FFN that ``model`` lacks, or does not fit its size.
+    """
+    ffns = {ffn.name: ffn for ffn in find_ffns(model)}
+    for name, kept in structure.items():
+        if name not in ffns:
+            raise ValueError(f'the model has no FFN {name!r}; it has {list(ffns)}')
+        ffn = ffns[name]
+        largest = (int(kept.inputs.max()) + 1, int(kept.hiddens.max()) + 1)
+        if largest[0] > ffn.sizes[0] or largest[1] > ffn.sizes[1]:
+            raise ValueError(
+                f'{name} has {ffn.sizes[0]} inputs and {ffn.sizes[1]} hidden units; the structure '
+                f'keeps up to input {largest[0] - 1} and unit {largest[1] - 1}'
+            )
+    for name, kept in structure.items():
+        ffn = ffns[name]
+        device = ffn.fc1.weight.device
+        inputs, hiddens = kept.inputs.to(device), kept.hiddens.to(device)
+        shrink(ffn.fc1.weight, (hiddens, inputs), optimizer)
+        shrink(ffn.fc1.bias, (hiddens,), optimizer)
+        shrink(ffn.fc2.weight, (None, hiddens), optimizer)
+        _describe(ffn, inputs)
+
+
+def shrink(
+    parameter: nn.Parameter | None,
+    kept: tuple[Tensor | None, ...],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Keeps some entries of ``parameter`` and of every optimizer state of its shape.
+
+    Args:
+        parameter: Changed in place; None (a layer without bias) is passed over.
+        kept: Indices for each leading dimension, None for all.
+        optimizer: Optimizer that may hold state for ``parameter``. Defaults to None.
+    """
+    if parameter is None:
+        return
+    shape = parameter.shape
+
+    def cut(tensor: Tensor) -> Tensor:
+        for dim, index in enumerate(kept):
+            if index is not None:
+                tensor = tensor.index_select(dim, index)
+        return tensor.contiguous()
+
+    with torch.no_grad():
+        parameter.data = cut(parameter.data)
+        parameter.grad = None
+        state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == shape:
+                state[key] = cut(value)
+
+
+def resize_ffn(ffn: FFN, num_inputs: int, num_hiddens: int) -> None:
+    """Gives an FFN the sizes of weights that are about to be loaded.
+
+    Entries that both sizes have are kept, new ones are zero; the first inputs are selected.
+
+    Args:
+        ffn: FFN to change in place.
+        num_inputs: C', at most ``ffn.width``.
+        num_hiddens: H'.
+    """
+    if ffn.sizes == (num_inputs, num_hiddens):
+        return
+
+    def resize(parameter: nn.Parameter | None, *shape: int) -> None:
+        if parameter is not None:
+            common = tuple(slice(0, min(pair)) for pair in zip(shape, parameter.shape, strict=True))
+            data = parameter.data.new_zeros(shape)
+            data[common] = parameter.data[common]
+            parameter.data = data
+
+    resize(ffn.fc1.weight, num_hiddens, num_inputs)
+    resize(ffn.fc1.bias, num_hiddens)
+    resize(ffn.fc2.weight, ffn.width, num_hiddens)
+    _describe(ffn, torch.arange(num_inputs))
+
+
+def _describe(ffn: FFN, inputs: Tensor) -> None:
+    """Lets the two layers say the sizes of their weights, and fc1 select ``inputs``.
+
+    An FFN that reads all inputs keeps (or gets back) a plain linear layer: nothing to gather.
+    """
+    if len(inputs) < ffn.width:
+        ffn.replace_fc1(SlimLinear.from_linear(ffn.fc1, inputs))
+    elif isinstance(ffn.fc1, SlimLinear):
+        linear = nn.Linear(1, 1, device='meta')
+        linear.weight, linear.bias = ffn.fc1.weight, ffn.fc1.bias
+        ffn.replace_fc1(linear)
+    ffn.fc1.out_features, ffn.fc1.in_features = ffn.fc1.weight.shape
+    ffn.fc2.in_features = ffn.fc2.weight.shape[1]
