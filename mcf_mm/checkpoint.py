@@ -4,6 +4,7 @@ Loading one never unpickles. Importing this module lets MMEngine read ``.safeten
 wherever it reads a checkpoint (``load_from``, ``init_cfg``).
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -20,12 +21,17 @@ HEADER = 'mcf_mm'
 
 
 @CheckpointLoader.register_scheme(prefixes=r'.*\.safetensors$', force=True)
-def load_from_safetensors(filename: str, map_location: Any = 'cpu') -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file; MMEngine calls it for such files.
+def load_from_safetensors(filename: str, map_location: Any = 'cpu') -> dict[str, dict]:
+    """Reads a safetensors file; MMEngine calls it for such files.
+
+    Returns:
+        A checkpoint as MMEngine expects it: the tensors as ``state_dict``, the header as
+        ``meta``.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged or not in this format.
+        ValueError: The file is damaged, not in this format, or its indices are not those that
+            the header speaks of.
     """
     path = Path(filename).expanduser()
     if not path.is_file():
@@ -33,9 +39,16 @@ def load_from_safetensors(filename: str, map_location: Any = 'cpu') -> dict[str,
     device = map_location if isinstance(map_location, str) else 'cpu'
     try:
         with safe_open(path, framework='pt', device=device) as file:
-            return {key: file.get_tensor(key) for key in file.keys()}
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise ValueError(f'{filename} is not a whole safetensors file: {error}') from error
+    header = read_header(path)
+    if header.get('indices_sha256', _indices_sha256(state_dict)) != _indices_sha256(state_dict):
+        raise ValueError(
+            f'{filename}: the kept inputs differ from those its header speaks of '
+            f'(indices_sha256 {header["indices_sha256"][:12]}...); it was changed after pruning'
+        )
+    return {'state_dict': state_dict, 'meta': header}
 
 
 def read_state_dict(filename: str) -> dict[str, Tensor]:
@@ -50,11 +63,16 @@ def save_state_dict(path: str | Path, state_dict: dict[str, Tensor], header: dic
     Args:
         path: File to write, ending in ``.safetensors``.
         state_dict: Weights and index buffers.
-        header: JSON-serialisable facts about them; the version of mcf_mm is added.
+        header: JSON-serialisable facts about them; the version of mcf_mm and the hash of the
+            index buffers are added.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = {'version': mcf_mm.__version__, **header}
+    header = {
+        'version': mcf_mm.__version__,
+        'indices_sha256': _indices_sha256(state_dict),
+        **header,
+    }
     tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
     partial = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
@@ -68,3 +86,11 @@ def read_header(path: str | Path) -> dict:
     """What :func:`save_state_dict` wrote about the network; empty for other files."""
     with safe_open(path, framework='pt') as file:
         return json.loads((file.metadata() or {}).get(HEADER, '{}'))
+
+
+def _indices_sha256(state_dict: dict[str, Tensor]) -> str:
+    """Hash of which inputs each layer keeps, to tell networks of equal sizes apart."""
+    indices = {
+        key: state_dict[key].tolist() for key in sorted(state_dict) if key.endswith('.inputs')
+    }
+    return hashlib.sha256(json.dumps(indices).encode()).hexdigest()

@@ -1,13 +1,96 @@
-"""The one place that knows about versions."""
+"""The one place that knows about versions: of OpenMMLab, and of mmcv without operators."""
+
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from packaging.specifiers import SpecifierSet
+
+#: For each import name: the supported versions, then the distributions that bring it. The
+#: ``onedl-`` ones continue the original ones, which stand still since 2024.
+SUPPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
+    'mmengine': ('>=0.10.7,<1', ('onedl-mmengine', 'mmengine', 'mmengine-lite')),
+    'mmcv': ('>=2.1,<2.4', ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full')),
+    'mmdet': ('>=3.3,<4', ('onedl-mmdetection', 'mmdet')),
+    'mmpretrain': ('>=1.2,<2', ('onedl-mmpretrain', 'mmpretrain')),
+}
 
 
-def install_operator_stand_in():
-    pass
+def openmmlab_problems() -> list[str]:
+    """Says which OpenMMLab packages are missing or have a version that is not supported.
+
+    Reads the metadata of what is installed and imports nothing. A package that can be imported
+    but has no metadata, such as a source tree on the path, is taken as it is.
+
+    Returns:
+        One phrase for each problem, empty when all is well.
+    """
+    problems = []
+    for name, (supported, distributions) in SUPPORTED.items():
+        found = {dist: version for dist in distributions if (version := _version(dist))}
+        if not found and importlib.util.find_spec(name) is None:
+            problems.append(f'{name} is missing (supported: {supported})')
+        for distribution, version in found.items():
+            if not SpecifierSet(supported).contains(version, prereleases=True):
+                problems.append(f'{name} is {version} from {distribution} (supported: {supported})')
+    return problems
 
 
-def warn_about_openmmlab():
-    pass
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
-def require_openmmlab():
-    pass
+def _advice(problems: Sequence[str]) -> str:
+    return (
+        f'mcf_mm.pruning works with torch alone, the rest of mcf_mm needs OpenMMLab: '
+        f"{'; '.join(problems)}. Install the tested versions with: pip install 'mcf-mm[mm]' "
+        '(in an environment without the original OpenMMLab packages, which it would overwrite)'
+    )
+
+
+def warn_about_openmmlab() -> None:
+    """Warns once, by name, of the OpenMMLab packages that are missing or not supported."""
+    if problems := openmmlab_problems():
+        warnings.warn(_advice(problems), stacklevel=3)
+
+
+def require_openmmlab() -> None:
+    """Refuses to go on without OpenMMLab.
+
+    Raises:
+        ImportError: A package is missing or has a version that is not supported.
+    """
+    if problems := openmmlab_problems():
+        raise ImportError(_advice(problems))
+
+
+class _OperatorFinder(importlib.abc.MetaPathFinder):
+    """Finds ``mmcv._ext`` in :mod:`mcf_mm.operators` when nobody else has found it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != 'mmcv._ext':
+            return None
+        return importlib.util.spec_from_file_location(
+            fullname, Path(__file__).with_name('operators.py')
+        )
+
+
+def install_operator_stand_in() -> None:
+    """Lets ``mmcv.ops`` be imported where mmcv has no compiled operators.
+
+    The finder goes to the end of ``sys.meta_path``, so that real operators are always
+    preferred; nothing is imported before mmcv asks for it.
+    """
+    if not any(isinstance(finder, _OperatorFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_OperatorFinder())

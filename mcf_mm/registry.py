@@ -8,13 +8,21 @@ from mcf_mm.compat import require_openmmlab
 
 require_openmmlab()
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS  # noqa: E402
 from mmengine.registry import DATASETS as MMENGINE_DATASETS  # noqa: E402
 from mmengine.registry import HOOKS as MMENGINE_HOOKS  # noqa: E402
 from mmengine.registry import MODELS as MMENGINE_MODELS  # noqa: E402
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS  # noqa: E402
 from mmengine.registry import Registry  # noqa: E402
 
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mcf_mm', locations=['mcf_mm.engine'])
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mcf_mm', locations=['mcf_mm.models'])
 DATASETS = Registry(
     'dataset', parent=MMENGINE_DATASETS, scope='mcf_mm', locations=['mcf_mm.datasets']
+)
+TRANSFORMS = Registry(
+    'transform', parent=MMENGINE_TRANSFORMS, scope='mcf_mm', locations=['mcf_mm.datasets']
+)
+DATA_SAMPLERS = Registry(
+    'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mcf_mm', locations=['mcf_mm.datasets']
 )

@@ -1,0 +1,5 @@
+"""What MMEngine's Runner needs; hooks decide when, ``mcf_mm.pruning`` does the work."""
+
+from mcf_mm.engine.hooks import MCFPruningHook
+
+__all__ = ['MCFPruningHook']

@@ -1,6 +1,5 @@
 """What pruning keeps: for each FFN the inputs and the hidden units."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -74,11 +73,6 @@ class Structure(Mapping[str, Kept]):
     def sizes(self) -> dict[str, tuple[int, int]]:
         """(C', H') by FFN name."""
         return {name: kept.sizes for name, kept in self.items()}
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the indices, to tell two structures of equal sizes apart."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """One JSON object ``{name: {"inputs": [...], "hiddens": [...]}}``."""

@@ -1,0 +1,29 @@
+"""DeiT-Tiny on 1,000 ImageNet photos, one of each class, to check and to prune real weights.
+
+Calibrates on the photos of the even classes. Evaluates on all of them; with
+``--cfg-options test_dataloader.dataset.ann_file=report.txt`` on those of the odd classes, which
+is what a pruned network is to be judged by. The photos are probably from the training set of
+ImageNet: compare figures on them with figures on them only.
+"""
+
+_base_ = 'mmpretrain::deit/deit-tiny_4xb256_in1k.py'
+
+data_root = 'data/imagenet_samples'
+
+model = dict(backbone=dict(type='mcf_mm.SlimVisionTransformer'))
+
+# timm evaluates DeiT at a crop ratio of 0.9, 224 of 248 px, and decodes with Pillow.
+_pipeline = [
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(
+        type='ResizeEdge', scale=248, edge='short', backend='pillow', interpolation='bicubic'
+    ),
+    dict(type='CenterCrop', crop_size=224),
+    dict(type='PackInputs'),
+]
+_photos = dict(_delete_=True, type='CustomDataset', data_root=data_root, pipeline=_pipeline)
+train_dataloader = dict(
+    batch_size=50, num_workers=0, dataset=dict(**_photos, ann_file='calibrate.txt')
+)
+test_dataloader = dict(batch_size=50, num_workers=0, dataset=_photos)
+val_dataloader = test_dataloader

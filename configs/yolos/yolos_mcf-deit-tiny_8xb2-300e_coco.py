@@ -1,0 +1,6 @@
+"""YOLOS-Ti on COCO from a DeiT-Ti that MCF has pruned on ImageNet-1K."""
+
+_base_ = './yolos_deit-tiny_8xb2-300e_coco.py'
+
+checkpoint = 'work_dirs/mcf_deit-tiny_8xb128_in1k/slim.safetensors'
+model = dict(backbone=dict(sizes='auto', init_cfg=dict(checkpoint=checkpoint)))

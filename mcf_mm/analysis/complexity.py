@@ -1,0 +1,216 @@
+"""Parameters and multiply-accumulate operations (MACs) of a network, by part.
+
+MACs come from torch's ``FlopCounterMode`` and include the products inside attention, which
+MMEngine's own counter leaves out (it reads DeiT-S as 4.25 G where 4.60 G are computed).
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.structures import BaseDataElement
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mcf_mm.pruning.structure import kept_size
+from mcf_mm.pruning.surgery import resize_ffn
+from mcf_mm.pruning.targets import find_ffns
+
+PARTS = ('attention', 'ffn', 'patch embedding', 'head', 'other')
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something costs.
+
+    Attributes:
+        params: Number of parameters; index buffers are none.
+        macs: Multiply-accumulate operations for one image.
+    """
+
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Complexity(Cost):
+    """What a network costs.
+
+    Attributes:
+        parts: :class:`Cost` of each of :data:`PARTS`. They add up to the whole; normalisation,
+            position embeddings and everything else not named are in ``'other'``.
+    """
+
+    parts: dict[str, Cost]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, ``{"params": int, "macs": int, "parts": {name: {...}}}``."""
+        return asdict(self)
+
+
+def count_complexity(model: nn.Module, shape: tuple[int, int]) -> Complexity:
+    """Counts what one image costs.
+
+    Nothing is computed: the forward pass runs on shapes alone. A network that looks at values on
+    the way (a two-stage detector at its proposals) runs for real instead. Operations of a module
+    whose ``forward`` is called by name, as DETR calls its head, count as ``'other'``.
+
+    Args:
+        model: mmpretrain classifier, mmdet detector or any network that takes ``(1, 3, H, W)``.
+            It stays as it is.
+        shape: Height and width of the image in pixels.
+    """
+    try:
+        flops = _count_flops(copy.deepcopy(model).to('meta'), shape)
+    except RuntimeError:
+        flops = _count_flops(copy.deepcopy(model), shape)
+    root = type(model).__name__
+    parts = {}
+    for part, names in _modules_by_part(model).items():
+        params = _num_parameters(model.get_submodule(name) for name in names)
+        macs = sum(sum(flops.get(f'{root}.{name}', {}).values()) for name in names) // 2
+        parts[part] = Cost(params, macs)
+    params = _num_parameters([model])
+    macs = sum(flops['Global'].values()) // 2
+    parts['other'] = Cost(
+        params - sum(cost.params for cost in parts.values()),
+        macs - sum(cost.macs for cost in parts.values()),
+    )
+    return Complexity(params, macs, parts)
+
+
+def _count_flops(model: nn.Module, shape: tuple[int, int]) -> Mapping[str, Mapping[Any, int]]:
+    """FLOPs (two for each MAC) by operator, by path of the module that asks for them."""
+    device = next(model.parameters()).device
+    images = torch.zeros(1, 3, *shape, device=device)
+    arguments = {}
+    if hasattr(model, 'data_preprocessor'):
+        sample = BaseDataElement(
+            metainfo=dict(
+                img_shape=shape,
+                ori_shape=shape,
+                pad_shape=shape,
+                batch_input_shape=shape,
+                scale_factor=(1.0, 1.0),
+            )
+        )
+        arguments = dict(data_samples=[sample], mode='tensor')
+    # Gradients stay enabled: without them nn.MultiheadAttention takes one fused operator for
+    # which the counter has no formula.
+    with FlopCounterMode(display=False, depth=None) as counter:
+        # Not eval(), which returns None for mmpretrain's backbones.
+        model.train(False)
+        model(images, **arguments)
+    return counter.get_flop_counts()
+
+
+def _modules_by_part(model: nn.Module) -> dict[str, list[str]]:
+    """Paths of the modules of each part but ``'other'``, outermost modules only."""
+    ffns = {ffn.name for ffn in find_ffns(model)}
+    parts = {part: [] for part in PARTS[:-1]}
+    taken: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        part = None if name.startswith(taken) else _part(name, module, ffns)
+        if part:
+            parts[part].append(name)
+            taken += (f'{name}.',)
+    return parts
+
+
+def _part(name: str, module: nn.Module, ffns: set[str]) -> str | None:
+    kind = type(module).__name__
+    if name in ffns:
+        return 'ffn'
+    if 'Attention' in kind or kind.endswith('MSA'):
+        return 'attention'
+    if kind == 'PatchEmbed':
+        return 'patch embedding'
+    # The children of the network itself: head, bbox_head, rpn_head, roi_head, ...
+    return 'head' if '.' not in name and name.endswith('head') else None
+
+
+def _num_parameters(modules: Iterable[nn.Module]) -> int:
+    parameters = {id(p): p.numel() for module in modules for p in module.parameters()}
+    return sum(parameters.values())
+
+
+def shrink_by_ratio(model: nn.Module, input_ratio: float, hidden_ratio: float) -> nn.Module:
+    """A copy of ``model`` whose FFNs have the sizes that pruning leaves; the weights mean nothing.
+
+    Args:
+        model: Any network with FFNs. It stays as it is.
+        input_ratio: Share of the inputs of each FFN that goes.
+        hidden_ratio: Share of the hidden units that goes.
+
+    Raises:
+        ValueError: A ratio is not in [0, 1), or there is no FFN.
+    """
+    model = copy.deepcopy(model)
+    ffns = find_ffns(model)
+    if not ffns:
+        raise ValueError(f'{type(model).__name__} has no FFN that could be pruned')
+    for ffn in ffns:
+        num_inputs, num_hiddens = ffn.sizes
+        resize_ffn(ffn, kept_size(num_inputs, input_ratio), kept_size(num_hiddens, hidden_ratio))
+    return model
+
+
+def build_model(config: Config) -> nn.Module:
+    """Builds the network of a config of mmpretrain or mmdet, without loading weights."""
+    # For this one call only: a notebook may go on with a config of another library.
+    with DefaultScope.overwrite_default_scope(config.get('default_scope')):
+        return MODELS.build(config.model)
+
+
+def pruning_ratios(config: Config) -> tuple[float, float] | None:
+    """Input and hidden ratio of the config's pruning hook, None for a config without one.
+
+    Raises:
+        ValueError: An argument of the hook is out of range.
+    """
+    for hook in config.get('custom_hooks') or []:
+        if hook['type'] in ('mcf_mm.MCFPruningHook', 'MCFPruningHook'):
+            # Built, because the class alone knows its defaults and checks its arguments.
+            built = HOOKS.build(dict(hook, type='mcf_mm.MCFPruningHook'))
+            return built.input_ratio, built.hidden_ratio
+    return None
+
+
+def input_shape(config: Config) -> tuple[int, int]:
+    """Height and width of the images that the config evaluates.
+
+    The last crop or resize of the test pipeline, or the backbone's ``img_size`` where there is no
+    such step. A detector that keeps the aspect ratio is counted at a landscape image that fills
+    its scale (800 x 1333 for the usual one), rounded up to what the batch is padded to.
+
+    Raises:
+        ValueError: The config has neither.
+    """
+    dataset = config.get('test_dataloader', {}).get('dataset', {})
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    size = config.model.get('backbone', {}).get('img_size')
+    for step in dataset.get('pipeline', []):
+        kind = step['type'].rpartition('.')[2]
+        if kind == 'CenterCrop':
+            size = step['crop_size']
+        elif kind in ('Resize', 'FixScaleResize') and step.get('scale'):
+            scale = step['scale']
+            size = scale if isinstance(scale, int) else scale[::-1]
+            if step.get('keep_ratio') and not isinstance(scale, int):
+                size = sorted(scale)
+    if size is None:
+        raise ValueError(
+            'the config says no image size (no CenterCrop or Resize in the pipeline of '
+            'test_dataloader, no img_size of the backbone); set one, or give tools/complexity.py '
+            '--shape HEIGHT WIDTH'
+        )
+    preprocessor = config.model.get('data_preprocessor') or {}
+    divisor = preprocessor.get('pad_size_divisor', 1)
+    height, width = (size, size) if isinstance(size, int) else size
+    return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor

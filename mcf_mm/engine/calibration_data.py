@@ -1,0 +1,82 @@
+"""Calibration images for a config: training images in the evaluation pipeline."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, DefaultScope
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+
+def calibration_loader(cfg: Config, num_images: int, seed: int = 0) -> DataLoader:
+    """Loads a fixed random choice of training images, without training augmentation.
+
+    Training images, because validation images are what results are reported on; the pipeline of
+    ``val_dataloader`` (or ``test_dataloader``), because the network is to be seen as it is used.
+
+    Args:
+        cfg: Config with a ``train_dataloader``.
+        num_images: Number of images S, at most the size of the set.
+        seed: Chooses the images. Defaults to 0.
+
+    Raises:
+        ValueError: The config has no ``train_dataloader`` or ``num_images`` is not positive.
+    """
+    if num_images < 1:
+        raise ValueError(f'num_images must be at least 1, got {num_images}')
+    if not cfg.get('train_dataloader'):
+        raise ValueError(f'{cfg.filename} has no train_dataloader to take calibration images from')
+    dataset_cfg = copy.deepcopy(cfg.train_dataloader.dataset)
+    for name in ('val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            _set_pipeline(dataset_cfg, _pipeline(cfg[name].dataset))
+            break
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        dataset = DATASETS.build(dataset_cfg)
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return DataLoader(
+        Subset(dataset, chosen[:num_images].tolist()),
+        batch_size=min(64, cfg.train_dataloader.get('batch_size', 64)),
+        num_workers=cfg.train_dataloader.get('num_workers', 0),
+        collate_fn=pseudo_collate,
+        # Worker seeds come from here, so calibration leaves the global generator alone.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def _pipeline(dataset_cfg: ConfigDict) -> list:
+    """The pipeline of the innermost dataset, below wrappers such as RepeatDataset."""
+    while 'pipeline' not in dataset_cfg:
+        dataset_cfg = dataset_cfg.get('dataset') or dataset_cfg['datasets'][0]
+    return dataset_cfg['pipeline']
+
+
+def _set_pipeline(dataset_cfg: ConfigDict, pipeline: list) -> None:
+    if 'dataset' in dataset_cfg:
+        # A wrapper such as MultiImageMixDataset has a pipeline of its own: training only.
+        if 'pipeline' in dataset_cfg:
+            dataset_cfg['pipeline'] = []
+        _set_pipeline(dataset_cfg['dataset'], pipeline)
+    elif 'datasets' in dataset_cfg:
+        for part in dataset_cfg['datasets']:
+            _set_pipeline(part, pipeline)
+    else:
+        dataset_cfg['pipeline'] = copy.deepcopy(pipeline)
+
+
+def tensor_forward(model: nn.Module) -> Callable[[Any], Any]:
+    """Runs an OpenMMLab model on a batch of its data loader, up to the raw outputs."""
+
+    def forward(batch: dict) -> Any:
+        return model(**model.data_preprocessor(batch, False), mode='tensor')
+
+    return forward
+
+
+def image_names(batch: dict) -> list[str]:
+    """File of each image in a batch, for error messages."""
+    return [str(sample.get('img_path', 'without a file')) for sample in batch['data_samples']]

@@ -1,0 +1,297 @@
+"""The encoder of YOLOS: a (slim) vision transformer with detection tokens."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from mmengine.model.weight_init import trunc_normal_
+from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
+from mmpretrain.models.utils import MultiheadAttention
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from mcf_mm.models.backbones.slim_vision_transformer import SlimVisionTransformer
+from mcf_mm.registry import MODELS
+
+#: Image sizes whose position embeddings are kept in evaluation. One takes 79 MB for YOLOS-S at
+#: 800 x 1333, and a handful of sizes covers most of COCO.
+CACHED_GRIDS = 16
+
+
+class MaskedAttention(MultiheadAttention):
+    """mmpretrain's attention, with a mask for tokens that are only padding."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attends among tokens.
+
+        Args:
+            x: Tokens, ``(B, N, C)``.
+            mask: True for the tokens that may be attended to, broadcast to ``(B, heads, N, N)``.
+                Defaults to None, all of them.
+
+        Returns:
+            Tokens, ``(B, N, C)``.
+        """
+        if mask is None:
+            return super().forward(x)
+        num_images, num_tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(num_images, num_tokens, 3, self.num_heads, self.head_dims)
+        x = F.scaled_dot_product_attention(
+            *qkv.permute(2, 0, 3, 1, 4),
+            attn_mask=mask,
+            dropout_p=self.attn_drop if self.training else 0.0,
+        )
+        x = self.proj(x.transpose(1, 2).reshape(num_images, num_tokens, self.embed_dims))
+        return self.out_drop(self.gamma1(self.proj_drop(x)))
+
+
+class MaskedEncoderLayer(TransformerEncoderLayer):
+    """mmpretrain's encoder layer, with a mask for tokens that are only padding."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As :meth:`MaskedAttention.forward`, then the feed-forward network."""
+        x = x + self.attn(self.ln1(x), mask)
+        return self.ffn(self.ln2(x), identity=x)
+
+
+@MODELS.register_module()
+class YOLOSVisionTransformer(SlimVisionTransformer):
+    """Encoder of YOLOS, dense or slim.
+
+    The sequence is [CLS, patches, DET]. Its position embedding is learnt for one image size and
+    resized bicubically to each other size. In type I, every block but the last is followed by
+    such an embedding of its own; type II has the first one only. See section 2 and appendix of
+    `You Only Look at One Sequence <https://arxiv.org/abs/2106.00666>`_.
+
+    A checkpoint of a classification backbone, dense or slim, can be loaded: its position
+    embedding is resized, and the detection tokens and everything else it lacks start anew.
+
+    Images of unlike size in a batch do not see each other's padding: the patches outside an image
+    are dropped, each image has the position embeddings of its own grid, and what remains to be
+    padded is masked in attention. (Ours; the public code treats padding as image.)
+
+    Args:
+        arch: Architecture, as for mmpretrain's VisionTransformer. Defaults to 'deit-small'.
+        img_size: Height and width that the position embeddings are learnt for, in pixels.
+            Defaults to (512, 864), as for YOLOS-S; YOLOS-Ti has (800, 1333).
+        num_det_tokens: Number of detection tokens, the most objects in an image. Defaults to 100.
+        with_mid_pos_embed: Whether there are position embeddings between the blocks (type I).
+            Defaults to False (type II).
+        mask_padding: Whether padding is kept out. Defaults to True; False is the public code.
+        **kwargs: As for :class:`SlimVisionTransformer`.
+
+    Raises:
+        ValueError: A checkpoint of a classifier has no square grid of positions; a checkpoint of
+            a detector was made for other positions or lacks the mid position embeddings.
+
+    Example:
+        >>> backbone = dict(
+        ...     type='mcf_mm.YOLOSVisionTransformer', arch='deit-small', sizes='auto',
+        ...     img_size=(512, 864), with_mid_pos_embed=True,
+        ...     init_cfg=dict(type='Pretrained', checkpoint='slim.safetensors', prefix='backbone.'))
+    """
+
+    new_weights = ('det_token', 'mid_pos_embed')
+
+    def __init__(
+        self,
+        arch: str | dict = 'deit-small',
+        img_size: int | tuple[int, int] = (512, 864),
+        num_det_tokens: int = 100,
+        with_mid_pos_embed: bool = False,
+        mask_padding: bool = True,
+        **kwargs,
+    ):
+        # A convolution without padding leaves out partial patches, as the public code does;
+        # mmpretrain's default would complete them with zeros.
+        super().__init__(
+            arch=arch, img_size=img_size, out_type='raw', patch_cfg=dict(padding=0), **kwargs
+        )
+        self.num_det_tokens = num_det_tokens
+        self.mask_padding = mask_padding
+        height, width = self.patch_resolution
+        num_tokens = 1 + height * width + num_det_tokens
+        self.det_token = nn.Parameter(torch.empty(1, num_det_tokens, self.embed_dims))
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, self.embed_dims))
+        self.mid_pos_embed = None
+        if with_mid_pos_embed:
+            self.mid_pos_embed = nn.Parameter(
+                torch.empty(self.num_layers - 1, 1, num_tokens, self.embed_dims)
+            )
+        for embed in (self.det_token, self.pos_embed, self.mid_pos_embed):
+            if embed is not None:
+                trunc_normal_(embed, std=0.02)
+        for layer in self.layers:
+            # VisionTransformer builds one class of layer; these add an argument, no parameter.
+            layer.__class__ = MaskedEncoderLayer
+            layer.attn.__class__ = MaskedAttention
+        self._cached_positions: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+
+    def forward(
+        self, x: Tensor, img_shapes: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[Tensor]:
+        """Encodes images.
+
+        Args:
+            x: Images, ``(B, 3, H, W)``, padded at the right and the bottom.
+            img_shapes: Height and width of each image without its padding, in pixels. Defaults
+                to None: no image has padding.
+
+        Returns:
+            The detection tokens after the final norm, ``(B, num_det_tokens, C)``, in a tuple.
+
+        Raises:
+            ValueError: An image is smaller than a patch.
+        """
+        num_images = len(x)
+        grids = self._grids(x, img_shapes)
+        patches, (height, width) = self.patch_embed(x)
+        patches = patches.unflatten(1, (height, width))
+        if len(set(grids)) == 1:
+            height, width = grids[0]
+            patches = patches[:, :height, :width].flatten(1, 2)
+            positions = self._positions(grids[0])[:, None]
+            mask = None
+        else:
+            patches = pad_sequence(
+                [image[:h, :w].flatten(0, 1) for image, (h, w) in zip(patches, grids, strict=True)],
+                batch_first=True,
+            )
+            positions, mask = self._padded_positions(grids)
+        cls_token = self.cls_token.expand(num_images, -1, -1)
+        det_token = self.det_token.expand(num_images, -1, -1)
+        x = torch.cat((cls_token, patches, det_token), dim=1) + positions[0]
+        x = self.pre_norm(self.drop_after_pos(x))
+        for i, layer in enumerate(self.layers):
+            x = layer(x, mask)
+            if i + 1 < len(positions):
+                x = x + positions[i + 1]
+        # Norm is per token, and only these tokens are used.
+        x = x[:, -self.num_det_tokens :]
+        return (self.ln1(x) if self.final_norm else x,)
+
+    def _grids(
+        self, x: Tensor, img_shapes: Sequence[tuple[int, int]] | None
+    ) -> list[tuple[int, int]]:
+        """Rows and columns of whole patches in each image."""
+        if img_shapes is None or not self.mask_padding:
+            img_shapes = [x.shape[-2:]] * len(x)
+        rows, columns = self.patch_embed.projection.kernel_size
+        grids = [(shape[0] // rows, shape[1] // columns) for shape in img_shapes]
+        for i, grid in enumerate(grids):
+            if 0 in grid:
+                raise ValueError(
+                    f'image {i} of the batch has {img_shapes[i][0]} x {img_shapes[i][1]} pixels, '
+                    f'less than one patch of {rows} x {columns}'
+                )
+        return grids
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings of an image without padding.
+
+        Args:
+            grid: Rows and columns of patches.
+
+        Returns:
+            ``(L, 1 + rows * columns + num_det_tokens, C)``: for the input and, in type I, for
+            after each block but the last.
+        """
+        if grid in self._cached_positions:
+            self._cached_positions.move_to_end(grid)
+            return self._cached_positions[grid]
+        embeds = self.pos_embed
+        if self.mid_pos_embed is not None:
+            embeds = torch.cat((embeds, self.mid_pos_embed.squeeze(1)))
+        # The grids are compared, not the counts: 54 x 32 patches are not 32 x 54.
+        if grid != tuple(self.patch_resolution):
+            cls_part, patch_part, det_part = self._split(embeds)
+            patch_part = _resize(patch_part, self.patch_resolution, grid)
+            embeds = torch.cat((cls_part, patch_part, det_part), dim=1)
+        if not self.training and not torch.is_grad_enabled():
+            self._cached_positions[grid] = embeds
+            if len(self._cached_positions) > CACHED_GRIDS:
+                self._cached_positions.popitem(last=False)
+        return embeds
+
+    def _padded_positions(self, grids: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Position embeddings ``(L, B, N, C)`` and attention mask ``(B, 1, 1, N)``.
+
+        The patches of an image come first, then its padding, then the detection tokens.
+        """
+        by_grid = {grid: self._positions(grid) for grid in set(grids)}
+        num_tokens = max(embeds.shape[1] for embeds in by_grid.values())
+        mask = torch.ones(len(grids), 1, 1, num_tokens, dtype=torch.bool)
+        padded = []
+        for i, grid in enumerate(grids):
+            cls_part, patch_part, det_part = self._split(by_grid[grid])
+            padding = num_tokens - by_grid[grid].shape[1]
+            padded.append(torch.cat((cls_part, F.pad(patch_part, (0, 0, 0, padding)), det_part), 1))
+            start = 1 + patch_part.shape[1]
+            mask[i, ..., start : start + padding] = False
+        return torch.stack(padded, dim=1), mask.to(self.pos_embed.device)
+
+    def _split(self, embeds: Tensor) -> tuple[Tensor, ...]:
+        """Parts of ``(L, N, C)`` for CLS, patches and DET."""
+        num_patches = embeds.shape[1] - 1 - self.num_det_tokens
+        return embeds.split((1, num_patches, self.num_det_tokens), dim=1)
+
+    def train(self, mode: bool = True) -> 'YOLOSVisionTransformer':
+        """Switches between training and evaluation; remembered position embeddings are lost."""
+        self._forget_positions()
+        super().train(mode)
+        return self  # mmpretrain's returns None
+
+    def _apply(self, *args, **kwargs):
+        self._forget_positions()  # .to() and .half() do not reach them
+        return super()._apply(*args, **kwargs)
+
+    def _forget_positions(self) -> None:
+        self._cached_positions.clear()
+
+    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        """Turns the position embedding of a classifier into one for detection."""
+        self._forget_positions()
+        name = prefix + 'pos_embed'
+        if name not in state_dict:
+            return
+        embed = state_dict[name]
+        if prefix + 'det_token' in state_dict:
+            for name in ('det_token', 'pos_embed', 'mid_pos_embed'):
+                self._check_positions(state_dict, prefix, name)
+            return
+        side = isqrt(embed.shape[1] - 1)
+        if side**2 != embed.shape[1] - 1:
+            raise ValueError(
+                f'{name} of the checkpoint has {embed.shape[1]} positions, which are not one for '
+                'the class token and a square grid, nor does it have detection tokens'
+            )
+        cls_part, patch_part = embed.split((1, side**2), dim=1)
+        patch_part = _resize(patch_part, (side, side), self.patch_resolution)
+        det_part = self._split(self.pos_embed.detach())[2].to(embed)
+        state_dict[name] = torch.cat((cls_part, patch_part, det_part), dim=1)
+
+    def _check_positions(self, state_dict: dict, prefix: str, name: str) -> None:
+        """Refuses an embedding of a detector that this one cannot take over."""
+        own = getattr(self, name)
+        if own is None:
+            return
+        if prefix + name not in state_dict:
+            raise ValueError(
+                f'the checkpoint of a detector lacks {prefix + name!r}: it is of type II, build '
+                'the backbone with with_mid_pos_embed=False'
+            )
+        shape = tuple(state_dict[prefix + name].shape)
+        if shape != tuple(own.shape):
+            raise ValueError(
+                f'{prefix + name} of the checkpoint has shape {shape}, the model '
+                f'{tuple(own.shape)}: set img_size and num_det_tokens as they were in its training'
+            )
+
+
+def _resize(patch_part: Tensor, grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
+    """Bicubic resize of position embeddings ``(L, rows * columns, C)``, all in one call."""
+    images = patch_part.unflatten(1, tuple(grid)).permute(0, 3, 1, 2)
+    resized = F.interpolate(images.float(), tuple(new_grid), mode='bicubic', align_corners=False)
+    return resized.flatten(2).transpose(1, 2).to(patch_part.dtype)

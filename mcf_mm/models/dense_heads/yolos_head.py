@@ -1,0 +1,87 @@
+"""The head of YOLOS."""
+
+from mmdet.models.dense_heads import DETRHead
+from torch import Tensor, nn
+
+from mcf_mm.registry import MODELS
+
+#: Costs of the matching. A detector hands ``train_cfg=None`` on, so DETRHead's default is lost.
+ASSIGNER = dict(
+    type='mmdet.HungarianAssigner',
+    match_costs=[
+        dict(type='mmdet.ClassificationCost', weight=1.0),
+        dict(type='mmdet.BBoxL1Cost', weight=5.0, box_format='xywh'),
+        dict(type='mmdet.IoUCost', iou_mode='giou', weight=2.0),
+    ],
+)
+
+
+@MODELS.register_module()
+class YOLOSHead(DETRHead):
+    """DETR's head with a three-layer perceptron for classes and one for boxes.
+
+    Matching, losses and prediction are DETR's: see section 2.1 of
+    `You Only Look at One Sequence <https://arxiv.org/abs/2106.00666>`_. An image with more objects
+    than there are detection tokens is trained on the objects that match best.
+
+    Args:
+        num_classes: Number of classes without the no-object class.
+        embed_dims: Width D of the encoder and of the hidden layers.
+        no_object_weight: Weight of the no-object class in the cross-entropy. Defaults to 0.1.
+        train_cfg: May have another ``assigner``. Defaults to None, the costs of the paper.
+        test_cfg: May have ``max_per_img``, the most boxes to return for an image. Defaults to
+            None, one for each detection token.
+        **kwargs: As for :class:`mmdet.models.DETRHead` (``loss_bbox``, ``loss_iou``).
+
+    Example:
+        >>> bbox_head = dict(type='mcf_mm.YOLOSHead', num_classes=80, embed_dims=384)
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embed_dims: int,
+        no_object_weight: float = 0.1,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        **kwargs,
+    ):
+        super().__init__(
+            num_classes,
+            embed_dims,
+            # DETRHead makes these weights itself, but not in its subclasses.
+            loss_cls=dict(
+                type='mmdet.CrossEntropyLoss',
+                class_weight=[1.0] * num_classes + [no_object_weight],
+            ),
+            train_cfg=train_cfg or dict(assigner=ASSIGNER),
+            test_cfg=dict(test_cfg or {}),
+            **kwargs,
+        )
+        self.bg_cls_weight = no_object_weight
+
+    def _init_layers(self) -> None:
+        self.fc_cls = self._mlp(self.cls_out_channels)
+        self.fc_reg = self._mlp(4)
+
+    def _mlp(self, out_channels: int) -> nn.Sequential:
+        width = self.embed_dims
+        return nn.Sequential(
+            nn.Linear(width, width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, out_channels),
+        )
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Classifies and locates.
+
+        Args:
+            hidden_states: Detection tokens, ``(1, B, num_det_tokens, D)``.
+
+        Returns:
+            Class logits ``(1, B, num_det_tokens, num_classes + 1)``, no-object last, and boxes
+            ``(1, B, num_det_tokens, 4)`` as (cx, cy, w, h) relative to the image.
+        """
+        return self.fc_cls(hidden_states), self.fc_reg(hidden_states).sigmoid()

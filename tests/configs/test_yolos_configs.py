@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from mcf_mm.models import YOLOS
+from mcf_mm.registry import MODELS
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'yolos'
+SMALL = 'deit-small_8xb1-150e_coco'
+TINY = 'deit-tiny_8xb2-300e_coco'
+FACEMASK = 'deit-tiny_2cpu-20e_facemask'
+
+
+@pytest.fixture(autouse=True)
+def mmdet_scope():
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
+
+
+def load(name: str) -> Config:
+    return Config.fromfile(CONFIGS / f'yolos_{name}.py')
+
+
+def build(config: Config) -> YOLOS:
+    with torch.device('meta'):
+        return MODELS.build(config.model)
+
+
+@pytest.mark.parametrize(
+    'name, parameters',
+    [
+        (SMALL, 30_684_768 - 4_235),
+        (TINY, 6_488_736 - 2_123),
+        # 256 instead of 4,150 patch positions, 60 instead of 100 detection tokens twice, and 88
+        # classes less than 91.
+        (FACEMASK, 6_488_736 - (4_150 - 256 + 2 * 40) * 192 - 88 * 193),
+    ],
+)
+def test_size_of_the_model(name, parameters):
+    model = build(load(name))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize('name', [SMALL, TINY, FACEMASK])
+def test_the_mcf_config_differs_in_the_backbone_only(name):
+    dense, mcf = load(name).to_dict(), load(f'mcf-{name}').to_dict()
+    assert mcf.pop('checkpoint').endswith('slim.safetensors')
+    backbone = mcf['model']['backbone']
+    assert backbone.pop('sizes') == 'auto'
+    for config in (dense, mcf):
+        config['model']['backbone']['init_cfg'].pop('checkpoint')
+    assert mcf == dense
+
+
+def test_weight_decay():
+    config = load(SMALL)
+    model = build(config)
+    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decay = {names[id(group['params'][0])]: group for group in optimizer.param_groups}
+    for name, parameter in model.named_parameters():
+        none = name.endswith(('.bias', '.pos_embed', '.cls_token', '.det_token'))
+        expected = 0 if none or parameter.ndim == 1 else 1e-4
+        assert decay[name]['weight_decay'] == expected, name
+        assert decay[name]['lr'] == 2.5e-5
+    assert decay['backbone.mid_pos_embed']['weight_decay'] == 1e-4
+    assert config.optim_wrapper.clip_grad == dict(max_norm=0.1)
+
+
+@pytest.mark.parametrize(
+    'name, lr, epochs, batch_size', [(SMALL, 2.5e-5, 150, 1), (TINY, 5e-5, 300, 2)]
+)
+def test_schedule(name, lr, epochs, batch_size):
+    config = load(name)
+    assert config.optim_wrapper.optimizer.lr == lr
+    assert config.train_cfg.max_epochs == epochs
+    assert config.train_dataloader.batch_size == batch_size
+    assert config.auto_scale_lr.base_batch_size == 8 * batch_size
+    (scheduler,) = config.param_scheduler
+    assert scheduler == dict(type='CosineAnnealingLR', T_max=epochs, end=epochs, eta_min=1e-7)
+
+
+@pytest.mark.parametrize(
+    'name, sides, evaluated',
+    [
+        (SMALL, (480, 800), (800, 1056)),
+        (TINY, (256, 608), (512, 672)),
+        (FACEMASK, (176, 208), (208, 288)),
+    ],
+)
+def test_pipelines(tmp_path, name, sides, evaluated):
+    config = load(name)
+    path = str(tmp_path / 'image.png')
+    Image.fromarray(np.zeros((480, 640, 3), dtype=np.uint8)).save(path)
+    instance = dict(bbox=[10, 10, 600, 400], bbox_label=0, ignore_flag=0)
+    image = dict(img_path=path, img_id=0, height=480, width=640, instances=[instance])
+
+    def run(pipeline: list) -> tuple[int, int]:
+        results = Compose(pipeline)(dict(image))
+        shape = tuple(results['inputs'].shape[1:])
+        assert results['data_samples'].img_shape == shape
+        return shape
+
+    for _ in range(8):
+        shape = run(config.train_dataloader.dataset.pipeline)
+        assert all(side % 16 == 0 for side in shape)
+        assert sides[0] <= min(shape) <= sides[1]
+    for loader in (config.val_dataloader, config.test_dataloader):
+        assert run(loader.dataset.pipeline) == evaluated
+
+
+def test_images_without_boxes_are_kept():
+    for name in (SMALL, TINY, FACEMASK):
+        assert load(name).train_dataloader.dataset.filter_cfg is None

@@ -1,0 +1,174 @@
+"""The hook inside real Runners, on ten images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from PIL import Image
+
+from mcf_mm.analysis.complexity import count_complexity
+from mcf_mm.checkpoint import read_header
+from mcf_mm.pruning import CalibrationError, SlimLinear, find_ffns
+
+
+def weights(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(value, second[key], rtol=0, atol=0, msg=key)
+
+
+class Watch:
+    """Records the model after every epoch of a Runner."""
+
+    def __init__(self, runner):
+        from mmengine.hooks import Hook
+
+        self.zeros, self.sizes = [], []
+        watch = self
+
+        class WatchHook(Hook):
+            def after_train_epoch(self, runner):
+                ffns = find_ffns(runner.model)
+                watch.sizes.append([ffn.sizes for ffn in ffns])
+                watch.zeros.append([float((ffn.fc1.weight == 0).float().mean()) for ffn in ffns])
+
+        runner.register_hook(WatchHook(), priority='LOWEST')
+
+
+def test_one_ffn_per_epoch_then_small(cfg):
+    runner = Runner.from_cfg(cfg)
+    watch = Watch(runner)
+    runner.train()
+    # 9 of 16 inputs stay: 7/16 of W1 is zero and stays zero through the optimizer's steps.
+    part = pytest.approx(7 / 16)
+    assert watch.zeros[0] == [0, 0, part]
+    assert watch.zeros[1] == [0, part, part]
+    assert watch.zeros[2] == [part, part, part]
+    assert watch.sizes[2] == [(16, 40)] * 3
+    assert watch.sizes[3] == watch.sizes[4] == [(9, 24)] * 3
+    optimizer = runner.optim_wrapper.optimizer
+    for parameter in runner.model.parameters():
+        assert optimizer.state[parameter]['exp_avg'].shape == parameter.shape
+
+    work_dir = Path(cfg.work_dir)
+    header = read_header(work_dir / 'slim.safetensors')
+    assert header['sizes'] == {f'backbone.layers.{i}.ffn': [9, 24] for i in range(3)}
+    assert header['method'] == 'mcf' and header['input_ratio'] == 0.4
+    log = next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert 'MCF: sparsified backbone.layers.2.ffn: band_fc1' in log
+    assert 'backbone.layers.0.ffn keeps 9 inputs and 24 hidden units' in log
+    scalars = [
+        json.loads(line)
+        for line in (Path(runner.log_dir) / 'vis_data' / 'scalars.json').read_text().splitlines()
+    ]
+    sizes = next(entry for entry in scalars if 'mcf/params_after' in entry)
+    assert sizes['mcf/params_after'] == count_complexity(runner.model, (32, 32)).params
+    assert sizes['mcf/params_before'] > sizes['mcf/params_after']
+    assert sizes['mcf/macs_before'] > sizes['mcf/macs_after']
+
+
+def test_the_config_it_writes_builds_the_network_it_trained(cfg):
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    slim_cfg = Config.fromfile(Path(cfg.work_dir) / 'slim.py')
+    assert slim_cfg.model.backbone.ffn_hiddens == [24] * 3
+    assert not slim_cfg.custom_hooks
+    slim_cfg.work_dir, slim_cfg.experiment_name = cfg.work_dir + '/test', 'slim' + cfg.work_dir
+    again = Runner.from_cfg(slim_cfg)
+    metrics = again.test()
+    assert_same(weights(again.model), weights(runner.model))
+    assert metrics == runner.val()
+
+
+def test_same_seed_same_network(cfg, tmp_path):
+    first = Runner.from_cfg(cfg)
+    first.train()
+    cfg.work_dir, cfg.experiment_name = str(tmp_path / 'second'), 'second' + tmp_path.name
+    second = Runner.from_cfg(cfg)
+    second.train()
+    assert_same(weights(first.model), weights(second.model))
+
+
+@pytest.mark.parametrize('epoch', [2, 3, 4])
+def test_resume_in_masking_at_surgery_and_in_recovery(cfg, epoch, tmp_path):
+    # Without flips the images of an epoch do not depend on the state of the random generator.
+    del cfg.train_dataloader.dataset.pipeline[1]
+    whole = Runner.from_cfg(cfg)
+    whole.train()
+    cfg.load_from = f'{cfg.work_dir}/epoch_{epoch}.pth'
+    cfg.resume = True
+    cfg.work_dir, cfg.experiment_name = str(tmp_path / 'resumed'), 'resumed' + tmp_path.name
+    resumed = Runner.from_cfg(cfg)
+    resumed.train()
+    assert_same(weights(whole.model), weights(resumed.model))
+    assert (tmp_path / 'resumed' / 'slim.safetensors').is_file()
+
+
+def test_the_average_of_ema_shrinks_along(cfg):
+    cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.1))
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    average = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook').ema_model
+    assert {ffn.sizes for ffn in find_ffns(average.module)} == {(9, 24)}
+
+
+def test_hidden_units_alone_with_compensation(cfg):
+    cfg.custom_hooks[0].update(input_ratio=0.0, hidden_ratio=0.5, compensation='least_squares')
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert {ffn.sizes for ffn in find_ffns(runner.model)} == {(16, 20)}
+    assert not any(isinstance(module, SlimLinear) for module in runner.model.modules())
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(ratio=1.0), r'input_ratio: a pruning ratio must be in \[0, 1\), got 1.0'),
+        (dict(hidden_ratio=-0.5), r'hidden_ratio: .* got -0.5'),
+        (dict(start_epoch=-1), 'start_epoch must not be negative, got -1'),
+        (dict(method='best'), "got 'best'"),
+        (dict(num_images=0), 'num_images must be at least 1, got 0'),
+        (dict(start_epoch=2), r'max_epochs is 5: with 3 FFNs and start_epoch=2 .* at least 6'),
+    ],
+)
+def test_bad_arguments_end_the_run_before_it_starts(cfg, arguments, message):
+    cfg.custom_hooks[0].update(arguments)
+    with pytest.raises(ValueError, match=message):
+        Runner.from_cfg(cfg).train()
+    assert not list(Path(cfg.work_dir).glob('*.pth'))
+
+
+def test_a_model_without_ffns_is_refused(cfg):
+    cfg.model.backbone = dict(type='ResNet', depth=18)
+    cfg.model.neck = dict(type='GlobalAveragePooling')
+    cfg.model.head = dict(type='LinearClsHead', num_classes=2, in_channels=512)
+    with pytest.raises(ValueError, match='no FFN found in ImageClassifier'):
+        Runner.from_cfg(cfg).train()
+
+
+def test_iteration_based_training_is_refused(cfg):
+    cfg.train_cfg = dict(by_epoch=False, max_iters=5)
+    cfg.default_hooks.checkpoint = None
+    with pytest.raises(ValueError, match='set train_cfg.by_epoch=True, got IterBasedTrainLoop'):
+        Runner.from_cfg(cfg).train()
+
+
+def test_bad_values_in_calibration_name_layer_and_image(cfg, photos):
+    # A normalisation by zero makes this one picture, black in one channel, not a number.
+    cfg.model.data_preprocessor.std = [60.0, 60.0, 0.0]
+    cfg.model.data_preprocessor.mean = [127.0, 127.0, 0.0]
+    for file in photos.glob('*/*.png'):
+        pixels = np.array(Image.open(file))
+        pixels[..., 0] = 0
+        Image.fromarray(pixels).save(file)
+    pattern = r'backbone\.layers\.2\.ffn\.layers\.0\.0 is not finite for image .*\.png'
+    with pytest.raises(CalibrationError, match=pattern):
+        Runner.from_cfg(cfg).train()

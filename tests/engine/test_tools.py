@@ -1,0 +1,68 @@
+"""The command lines, in processes of their own: prune, evaluate, train on, and what they refuse."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(tool: str, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / 'tools' / tool, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def config(cfg, tmp_path) -> Path:
+    cfg.custom_hooks = []
+    cfg.train_cfg.max_epochs = 1
+    cfg.dump(tmp_path / 'micro.py')
+    return tmp_path / 'micro.py'
+
+
+def test_train_prune_and_test(config, tmp_path):
+    done = run('train.py', config, '--work-dir', tmp_path / 'dense')
+    assert done.returncode == 0, done.stderr
+    checkpoint = tmp_path / 'dense' / 'epoch_1.pth'
+    done = run('prune.py', config, checkpoint, '--ratio', 0.4, '--out', tmp_path / 'slim')
+    assert done.returncode == 0, done.stderr
+    assert 'parameters 0.011 M -> 0.009 M' in done.stdout
+    slim = tmp_path / 'slim'
+    assert sorted(file.name for file in slim.iterdir()) == ['slim.py', 'slim.safetensors']
+    done = run('test.py', slim / 'slim.py', slim / 'slim.safetensors')
+    assert done.returncode == 0, done.stderr
+    assert 'accuracy/top1' in json.loads(done.stdout.splitlines()[-1])
+    # Recovery: the slim config trains on as it stands.
+    done = run('train.py', slim / 'slim.py', '--work-dir', tmp_path / 'recovered')
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'recovered' / 'epoch_1.pth').is_file()
+
+
+@pytest.mark.parametrize(
+    'tool, arguments, message',
+    [
+        ('train.py', ['nowhere.py'], 'no config file nowhere.py'),
+        ('test.py', ['nowhere.py', 'x.pth'], 'no config file nowhere.py'),
+        ('prune.py', ['CONFIG', 'x.pth', '--out', 'o', '--ratio', '1'], 'must be in [0, 1), got 1'),
+        ('prune.py', ['CONFIG', 'x.safetensors', '--out', 'o'], 'no checkpoint x.safetensors'),
+    ],
+)
+def test_bad_input_is_named(config, tmp_path, tool, arguments, message):
+    arguments = [str(config) if word == 'CONFIG' else word for word in arguments]
+    arguments = [str(tmp_path / 'o') if word == 'o' else word for word in arguments]
+    done = run(tool, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not list(tmp_path.glob('o/*'))
+
+
+def test_a_config_without_scope_is_refused(tmp_path):
+    (tmp_path / 'bare.py').write_text('model = dict(type="X")\n')
+    done = run('train.py', tmp_path / 'bare.py')
+    assert 'bare.py has no default_scope' in done.stderr

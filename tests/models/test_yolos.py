@@ -1,0 +1,206 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from PIL import Image
+
+from mcf_mm.models import YOLOS
+
+ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
+
+
+def yolos(arch=ARCH, width=32, num_classes=2, test_cfg=None, **kwargs) -> dict:
+    return dict(
+        type='mcf_mm.YOLOS',
+        data_preprocessor=dict(type='mmdet.DetDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3),
+        backbone=dict(type='mcf_mm.YOLOSVisionTransformer', arch=arch, **kwargs),
+        bbox_head=dict(type='mcf_mm.YOLOSHead', num_classes=num_classes, embed_dims=width),
+        test_cfg=test_cfg,
+    )
+
+
+def small_yolos(**kwargs) -> dict:
+    return yolos(**{'img_size': (64, 96), 'num_det_tokens': 5, **kwargs})
+
+
+def sample(height: int, width: int) -> DetDataSample:
+    gts = InstanceData(bboxes=torch.tensor([[4.0, 4.0, 20.0, 30.0]]), labels=torch.tensor([1]))
+    meta = dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0))
+    return DetDataSample(metainfo=meta, gt_instances=gts)
+
+
+PUBLISHED = {
+    # Counted on the public code with 91 classes.
+    'S': (yolos('deit-small', 384, 91, img_size=(512, 864), with_mid_pos_embed=True), 30_684_768),
+    'Ti': (yolos('deit-tiny', 192, 91, img_size=(800, 1333)), 6_488_736),
+    'B': (yolos('deit-base', 768, 91, img_size=(800, 1344), with_mid_pos_embed=True), 127_798_368),
+    'S, 80 classes': (
+        yolos('deit-small', 384, 80, img_size=(512, 864), with_mid_pos_embed=True),
+        30_684_768 - 4_235,
+    ),
+    'Ti, 80 classes': (yolos('deit-tiny', 192, 80, img_size=(800, 1333)), 6_488_736 - 2_123),
+    # What pruning takes from the DeiT-S: 22,050,664 - 14,673,436 parameters.
+    'S with MCF': (
+        yolos(
+            'deit-small',
+            384,
+            91,
+            img_size=(512, 864),
+            with_mid_pos_embed=True,
+            ffn_inputs=230,
+            ffn_hiddens=921,
+        ),
+        30_684_768 - 7_377_228,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_parameter_counts(name):
+    config, expected = PUBLISHED[name]
+    with torch.device('meta'):
+        model = MODELS.build(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+@pytest.mark.parametrize('type_one', [False, True])
+def test_an_image_has_the_same_boxes_alone_and_in_a_batch(type_one):
+    model = MODELS.build(small_yolos(with_mid_pos_embed=type_one)).eval()
+    torch.nn.init.normal_(model.backbone.pos_embed)
+    torch.nn.init.normal_(model.bbox_head.fc_reg[-1].weight)
+    shapes = [(64, 96), (130, 70), (77, 150), (64, 96)]
+    images = [torch.randint(0, 255, (3, *shape), dtype=torch.uint8) for shape in shapes]
+
+    def predict(chosen: list[int]) -> list[DetDataSample]:
+        data = dict(
+            inputs=[images[i] for i in chosen], data_samples=[sample(*shapes[i]) for i in chosen]
+        )
+        with torch.no_grad():
+            return model.test_step(data)
+
+    for i, together in enumerate(predict([0, 1, 2, 3])):
+        (alone,) = predict([i])
+        for key in ('bboxes', 'scores'):
+            difference = together.pred_instances[key] - alone.pred_instances[key]
+            assert difference.abs().max() < 1e-4
+    spread = torch.stack([result.pred_instances.bboxes for result in predict([0, 3])]).std()
+    assert spread > 1  # pixels: boxes that never differ would prove nothing
+
+
+def test_losses_and_gradients():
+    model = MODELS.build(small_yolos(with_mid_pos_embed=True, ffn_inputs=20, ffn_hiddens=30))
+    shapes = [(64, 96), (64, 40)]
+    data = dict(
+        inputs=[torch.randint(0, 255, (3, *shape), dtype=torch.uint8) for shape in shapes],
+        data_samples=[sample(*shape) for shape in shapes],
+    )
+    assert isinstance(model, YOLOS)
+    losses = model(**model.data_preprocessor(data, True), mode='loss')
+    assert set(losses) == {'loss_cls', 'loss_bbox', 'loss_iou'}
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_plain_tensors_in_and_out():
+    model = MODELS.build(small_yolos()).eval()
+    logits, boxes = model(torch.randn(2, 3, 64, 96))
+    assert logits.shape == (1, 2, 5, 3) and boxes.shape == (1, 2, 5, 4)
+
+
+def test_no_more_boxes_than_detection_tokens():
+    model = MODELS.build(small_yolos(test_cfg=dict(max_per_img=100)))
+    image = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    (result,) = model.test_step(dict(inputs=[image], data_samples=[sample(64, 96)]))
+    assert len(result.pred_instances) == 5
+
+
+def test_head_of_another_width():
+    with pytest.raises(ValueError, match='backbone is 32 wide and embed_dims of bbox_head is 64'):
+        MODELS.build(small_yolos(width=64))
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Ten images of unlike size with coloured squares, in COCO format; one has no object."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for image_id in range(10):
+        height, width = (int(side) for side in rng.integers(60, 130, 2))
+        pixels = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        for _ in range(image_id % 4):
+            x, y = (int(side) for side in rng.integers(0, 36, 2))
+            label = int(rng.integers(2))
+            pixels[y : y + 24, x : x + 24, label] = 255
+            box = dict(bbox=[x, y, 24, 24], area=576, iscrowd=int(len(annotations) == 4))
+            annotations.append(
+                dict(id=len(annotations) + 1, image_id=image_id, category_id=(3, 7)[label], **box)
+            )
+        Image.fromarray(pixels).save(tmp_path / f'{image_id}.png')
+        images.append(dict(id=image_id, file_name=f'{image_id}.png', height=height, width=width))
+    categories = [dict(id=3, name='red'), dict(id=7, name='green')]
+    scenes = dict(images=images, annotations=annotations, categories=categories)
+    (tmp_path / 'scenes.json').write_text(json.dumps(scenes))
+    return tmp_path
+
+
+@pytest.mark.parametrize('type_one', [False, True])
+def test_training_and_evaluation_with_mmdet(scenes, tmp_path, type_one):
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='mcf_mm.PatchResize', scale=(96, 96)),
+        dict(type='LoadAnnotations', with_bbox=True),
+    ]
+    pack = dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    )
+
+    def loader(**kwargs) -> dict:
+        return dict(
+            batch_size=5,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(
+                type='CocoDataset',
+                data_root=str(scenes),
+                ann_file='scenes.json',
+                data_prefix=dict(img=''),
+                metainfo=dict(classes=('red', 'green')),
+                pipeline=[*pipeline, pack],
+                **kwargs,
+            ),
+        )
+
+    runner = Runner.from_cfg(
+        Config(
+            dict(
+                model=small_yolos(with_mid_pos_embed=type_one, mask_padding=True),
+                work_dir=str(tmp_path / 'work'),
+                default_scope='mmdet',
+                experiment_name=f'yolos_type_one_{type_one}',
+                train_dataloader=loader(),
+                val_dataloader=loader(test_mode=True),
+                val_evaluator=dict(
+                    type='CocoMetric', ann_file=str(scenes / 'scenes.json'), metric='bbox'
+                ),
+                optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
+                train_cfg=dict(by_epoch=True, max_epochs=1),
+                val_cfg=dict(),
+                default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+                randomness=dict(seed=0),
+            )
+        )
+    )
+    runner.train()
+    assert runner.iter == 2
+    scalars = runner.message_hub.log_scalars
+    assert np.isfinite([scalars['train/loss'].min(), scalars['val/coco/bbox_mAP'].current()]).all()
+    checkpoint = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)
+    again = MODELS.build(small_yolos(with_mid_pos_embed=type_one))
+    assert not again.load_state_dict(checkpoint['state_dict']).missing_keys

@@ -1,0 +1,84 @@
+"""Counts parameters and MACs of the network of a config, before and after pruning."""
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+from rich.console import Console
+from rich.table import Table
+
+from mcf_mm.analysis.complexity import (
+    Complexity,
+    build_model,
+    count_complexity,
+    input_shape,
+    pruning_ratios,
+    shrink_by_ratio,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Counts parameters and multiply-accumulate operations (MACs) for one image, '
+        'attention products included, by part of the network. Takes classifier configs of '
+        'mmpretrain and detector configs of mmdet. For a config with mcf_mm.MCFPruningHook the '
+        'network that the hook will leave is counted too. No checkpoint and no data is needed, '
+        'unless the config takes its sizes from a checkpoint.',
+        epilog='example: python tools/complexity.py configs/mcf/mcf_deit-small_8xb128_in1k.py',
+    )
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('HEIGHT', 'WIDTH'),
+        help="image size in pixels (default: what the config's test pipeline makes)",
+    )
+    parser.add_argument(
+        '--json',
+        action='store_true',
+        help='print one object {"params": ..., "macs": ..., "parts": {...}} and nothing else, '
+        'with the same under "pruned" for a config with a pruning hook',
+    )
+    return parser.parse_args()
+
+
+def print_table(title: str, counts: dict[str, Complexity]) -> None:
+    """One row for each part, two columns for each network."""
+    table = Table(title=title)
+    table.add_column('part')
+    for name in counts:
+        table.add_column(f'{name}\nparams (M)', justify='right')
+        table.add_column('\nMACs (G)', justify='right')
+    rows = {part: [c.parts[part] for c in counts.values()] for part in counts['dense'].parts}
+    for part, costs in {**rows, 'all': list(counts.values())}.items():
+        cells = [f'{number:.3f}' for c in costs for number in (c.params / 1e6, c.macs / 1e9)]
+        table.add_row(part, *cells, end_section=part == 'other')
+    Console().print(table)
+
+
+def main() -> None:
+    args = parse_args()
+    # Whatever the libraries say goes to stderr, so that stdout can be piped.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            config = Config.fromfile(args.config)
+            shape = tuple(args.shape) if args.shape else input_shape(config)
+            model = build_model(config)
+            counts = {'dense': count_complexity(model, shape)}
+            if ratios := pruning_ratios(config):
+                counts['pruned'] = count_complexity(shrink_by_ratio(model, *ratios), shape)
+        except (ValueError, OSError) as error:
+            sys.exit(f'error: {error}')
+    if args.json:
+        pruned = {name: count.to_dict() for name, count in counts.items() if name == 'pruned'}
+        print(json.dumps({**counts['dense'].to_dict(), **pruned}, indent=2))
+    else:
+        print_table(f'{Path(args.config).name} at {shape[0]} x {shape[1]}', counts)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,42 @@
+"""Converts a DeiT checkpoint between timm (or the original release) and mmpretrain."""
+
+import argparse
+import sys
+
+from mcf_mm.convert import convert_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Converts a DeiT checkpoint between the names of timm, which are those of the '
+        "original DeiT release, and those of mmpretrain's ImageClassifier. Tensors are only "
+        'renamed, so there and back gives the same bits. Distilled DeiTs and networks that mcf_mm '
+        'made slim are converted too. Nothing is unpickled.',
+        epilog='example: python tools/convert_checkpoint.py deit_small_patch16_224-cd65a155.pth '
+        'checkpoints/deit_small_in1k.safetensors --to mmpretrain',
+    )
+    parser.add_argument('input', metavar='IN', help='.safetensors, .pth, .pt or .bin file')
+    parser.add_argument(
+        'output',
+        metavar='OUT',
+        help='.safetensors file, whose header names the input, or .pth file; MMEngine reads both '
+        '(load_from, init_cfg) once mcf_mm is imported',
+    )
+    parser.add_argument(
+        '--to', required=True, choices=['mmpretrain', 'timm'], help='whose names OUT gets'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        state_dict = convert_checkpoint(args.input, args.output, args.to)
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {error}')
+    parameters = sum(value.numel() for value in state_dict.values() if value.is_floating_point())
+    print(f'{args.output}: {len(state_dict)} tensors, {parameters / 1e6:.3f} M parameters')
+
+
+if __name__ == '__main__':
+    main()

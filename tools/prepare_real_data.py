@@ -1,0 +1,80 @@
+"""Unpacks the real data sets and makes the checkpoints that the README's real run starts from.
+
+    python tools/prepare_real_data.py FOLDER
+
+FOLDER holds ``deit_tiny_in1k.safetensors`` (timm names) and the archives
+``imagenet_samples_256``, ``tiny_imagenet_25k`` and ``facemask_coco`` (``.tar.xz``). Writes below
+``data/`` and ``checkpoints/``; what is there already is left alone.
+"""
+
+import argparse
+import json
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
+from mcf_mm.checkpoint import read_header, read_state_dict, save_state_dict
+from mcf_mm.convert import convert_checkpoint
+
+ARCHIVES = {
+    'imagenet_samples_256': 'imagenet_samples',
+    'tiny_imagenet_25k': 'tiny_imagenet',
+    'facemask_coco': 'facemask_coco',
+}
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpacks ``archive``; ``target`` appears whole or not at all."""
+    if target.exists():
+        return
+    print(f'unpacking {archive.name}', flush=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as partial:
+        with tarfile.open(archive) as tar:
+            tar.extractall(partial, filter='data')
+        shutil.move(Path(partial) / target.name, target)
+
+
+def split_photos(folder: Path) -> None:
+    """Halves the photos by class number: even ones calibrate, odd ones are reported on."""
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    for name, first in (('calibrate', 0), ('report', 1)):
+        lines = [f'{c}/{c}.jpg {number}\n' for number, c in enumerate(classes)][first::2]
+        (folder / f'{name}.txt').write_text(''.join(lines))
+
+
+def select_classes(source: Path, target: Path, classes: Path) -> None:
+    """Keeps the rows of the classifier that belong to the classes of a subset of ImageNet."""
+    if target.exists():
+        return
+    rows = [entry['imagenet_index'] for entry in json.loads(classes.read_text())]
+    state_dict = {
+        key: value[rows] if key.startswith('head.') else value
+        for key, value in read_state_dict(str(source)).items()
+    }
+    save_state_dict(target, state_dict, read_header(source))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('folder', type=Path, help='folder with the archives and the weights')
+    folder = parser.parse_args().folder
+    for archive, target in ARCHIVES.items():
+        unpack(folder / f'{archive}.tar.xz', Path('data') / target)
+    split_photos(Path('data/imagenet_samples'))
+    dense = Path('checkpoints/deit_tiny_in1k.safetensors')
+    if not dense.exists():
+        convert_checkpoint(folder / dense.name, dense, 'mmpretrain')
+    select_classes(
+        dense,
+        Path('checkpoints/deit_tiny_tiny-imagenet.safetensors'),
+        Path('data/tiny_imagenet/classes.json'),
+    )
+
+
+if __name__ == '__main__':
+    main()
