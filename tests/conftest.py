@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import mcf_mm  # noqa: F401  before any test imports mmcv.ops or mmdet.models
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'
 

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import sys
-from pathlib import Path
 
 from mmengine.config import Config
 from rich.console import Console
@@ -46,9 +45,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def print_table(title: str, counts: dict[str, Complexity]) -> None:
+def print_table(counts: dict[str, Complexity]) -> None:
     """One row for each part, two columns for each network."""
-    table = Table(title=title)
+    table = Table()
     table.add_column('part')
     for name in counts:
         table.add_column(f'{name}\nparams (M)', justify='right')
@@ -77,7 +76,8 @@ def main() -> None:
         pruned = {name: count.to_dict() for name, count in counts.items() if name == 'pruned'}
         print(json.dumps({**counts['dense'].to_dict(), **pruned}, indent=2))
     else:
-        print_table(f'{Path(args.config).name} at {shape[0]} x {shape[1]}', counts)
+        print(f'{args.config} at {shape[0]} x {shape[1]} pixels')
+        print_table(counts)
 
 
 if __name__ == '__main__':

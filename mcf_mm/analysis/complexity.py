@@ -163,8 +163,12 @@ def shrink_by_ratio(model: nn.Module, input_ratio: float, hidden_ratio: float) -
 def build_model(config: Config) -> nn.Module:
     """Builds the network of a config of mmpretrain or mmdet, without loading weights."""
     # For this one call only: a notebook may go on with a config of another library.
+    model = copy.deepcopy(config.model)
+    # As the Runner does: mmpretrain's bases have the preprocessor beside the model.
+    if config.get('data_preprocessor'):
+        model.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(config.get('default_scope')):
-        return MODELS.build(config.model)
+        return MODELS.build(model)
 
 
 def pruning_ratios(config: Config) -> tuple[float, float] | None:
@@ -185,8 +189,9 @@ def input_shape(config: Config) -> tuple[int, int]:
     """Height and width of the images that the config evaluates.
 
     The last crop or resize of the test pipeline, or the backbone's ``img_size`` where there is no
-    such step. A detector that keeps the aspect ratio is counted at a landscape image that fills
-    its scale (800 x 1333 for the usual one), rounded up to what the batch is padded to.
+    such step. A detector that keeps the aspect ratio is counted at the largest landscape image it
+    can meet (800 x 1333 for the usual scale; images of COCO are smaller in the mean), rounded up
+    to what the batch is padded to.
 
     Raises:
         ValueError: The config has neither.
@@ -199,10 +204,11 @@ def input_shape(config: Config) -> tuple[int, int]:
         kind = step['type'].rpartition('.')[2]
         if kind == 'CenterCrop':
             size = step['crop_size']
-        elif kind in ('Resize', 'FixScaleResize') and step.get('scale'):
+        elif kind.endswith('Resize') and step.get('scale'):
             scale = step['scale']
             size = scale if isinstance(scale, int) else scale[::-1]
-            if step.get('keep_ratio') and not isinstance(scale, int):
+            # Every other resize with a pair of numbers takes it as a limit, whatever the order.
+            if not isinstance(scale, int) and step.get('keep_ratio', kind != 'Resize'):
                 size = sorted(scale)
     if size is None:
         raise ValueError(

@@ -56,10 +56,9 @@ def cfg(photos, tmp_path) -> Config:
                     patch_size=8,
                 ),
                 head=dict(type='VisionTransformerClsHead', num_classes=2, in_channels=16),
-                data_preprocessor=dict(
-                    type='ClsDataPreprocessor', num_classes=2, mean=[127.0] * 3, std=[60.0] * 3
-                ),
             ),
+            # Beside the model, where mmpretrain's bases have it.
+            data_preprocessor=dict(num_classes=2, mean=[127.0] * 3, std=[60.0] * 3),
             train_dataloader=loader,
             val_dataloader=test_loader,
             test_dataloader=test_loader,

@@ -112,6 +112,16 @@ def test_resume_in_masking_at_surgery_and_in_recovery(cfg, epoch, tmp_path):
     assert (tmp_path / 'resumed' / 'slim.safetensors').is_file()
 
 
+def test_resuming_a_run_without_the_hook_is_refused(cfg, tmp_path):
+    hooks, cfg.custom_hooks = cfg.custom_hooks, []
+    Runner.from_cfg(cfg).train()
+    cfg.custom_hooks, cfg.resume = hooks, True
+    cfg.load_from = f'{cfg.work_dir}/epoch_2.pth'
+    cfg.work_dir, cfg.experiment_name = str(tmp_path / 'resumed'), 'resumed' + tmp_path.name
+    with pytest.raises(ValueError, match='epoch 2 follows 2 sparsified FFNs, .* has 0'):
+        Runner.from_cfg(cfg).train()
+
+
 def test_the_average_of_ema_shrinks_along(cfg):
     cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.1))
     runner = Runner.from_cfg(cfg)
@@ -163,8 +173,8 @@ def test_iteration_based_training_is_refused(cfg):
 
 def test_bad_values_in_calibration_name_layer_and_image(cfg, photos):
     # A normalisation by zero makes this one picture, black in one channel, not a number.
-    cfg.model.data_preprocessor.std = [60.0, 60.0, 0.0]
-    cfg.model.data_preprocessor.mean = [127.0, 127.0, 0.0]
+    cfg.data_preprocessor.std = [60.0, 60.0, 0.0]
+    cfg.data_preprocessor.mean = [127.0, 127.0, 0.0]
     for file in photos.glob('*/*.png'):
         pixels = np.array(Image.open(file))
         pixels[..., 0] = 0

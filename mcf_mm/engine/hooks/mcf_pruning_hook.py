@@ -58,7 +58,7 @@ class MCFPruningHook(Hook):
 
     Raises:
         ValueError: An argument is out of range; the model has no FFN or a pruned one; there are
-            fewer epochs than FFNs + 1.
+            fewer epochs than FFNs + 1; a checkpoint to resume from is not of such a run.
 
     Example:
         >>> custom_hooks = [dict(type='mcf_mm.MCFPruningHook', ratio=0.4)]
@@ -118,7 +118,15 @@ class MCFPruningHook(Hook):
                     f'start_epoch={self.start_epoch} it must be at least {needed}, one epoch for '
                     'each FFN and one to recover'
                 )
+            started = min(max(runner.epoch - self.start_epoch, 0), len(ffns))
+            if set(self.sparse) != set(self.names[len(ffns) - started :]):
+                raise ValueError(
+                    f'epoch {runner.epoch} follows {started} sparsified FFNs, the checkpoint it '
+                    f'resumes from has {len(self.sparse)}: resume a run of this hook with the same '
+                    'start_epoch, or load the checkpoint with load_from and resume=False'
+                )
             self.loader = calibration_loader(runner.cfg, self.num_images, self.seed)
+            self.shape = input_shape(runner.cfg)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Sparsifies one FFN, or makes the model small when all are sparse."""
@@ -198,8 +206,7 @@ class MCFPruningHook(Hook):
     def _cut(self, runner: Runner) -> None:
         """X-Transformation, compensation and surgery."""
         model = _unwrapped(runner)
-        shape = input_shape(runner.cfg)
-        before = count_complexity(model, shape)
+        before = count_complexity(model, self.shape)
         sparse = {name: self.sparse[name] for name in self.names}
         self.structure = x_transformation(
             sparse, self.input_ratio, self.hidden_ratio, self.shared_inputs
@@ -209,7 +216,7 @@ class MCFPruningHook(Hook):
             compensate(model, self.structure, calibration, self.compensation)
         self._shrink(runner)
         self.sparse = {}
-        after = count_complexity(model, shape)
+        after = count_complexity(model, self.shape)
         for name, sizes in self.structure.sizes.items():
             runner.logger.info(f'MCF: {name} keeps {sizes[0]} inputs and {sizes[1]} hidden units')
         _report(
