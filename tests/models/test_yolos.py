@@ -10,7 +10,9 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from PIL import Image
 
+from mcf_mm.checkpoint import read_state_dict
 from mcf_mm.models import YOLOS
+from mcf_mm.pruning import find_ffns
 
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
 
@@ -149,17 +151,18 @@ def scenes(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize('type_one', [False, True])
-def test_training_and_evaluation_with_mmdet(scenes, tmp_path, type_one):
+@pytest.fixture
+def cfg(scenes) -> Config:
+    """Trains and evaluates on the scenes with mmdet's own parts."""
     pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='mcf_mm.PatchResize', scale=(96, 96)),
         dict(type='LoadAnnotations', with_bbox=True),
+        dict(
+            type='PackDetInputs',
+            meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+        ),
     ]
-    pack = dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    )
 
     def loader(**kwargs) -> dict:
         return dict(
@@ -172,35 +175,52 @@ def test_training_and_evaluation_with_mmdet(scenes, tmp_path, type_one):
                 ann_file='scenes.json',
                 data_prefix=dict(img=''),
                 metainfo=dict(classes=('red', 'green')),
-                pipeline=[*pipeline, pack],
+                pipeline=pipeline,
                 **kwargs,
             ),
         )
 
-    runner = Runner.from_cfg(
-        Config(
-            dict(
-                model=small_yolos(with_mid_pos_embed=type_one, mask_padding=True),
-                work_dir=str(tmp_path / 'work'),
-                default_scope='mmdet',
-                experiment_name=f'yolos_type_one_{type_one}',
-                train_dataloader=loader(),
-                val_dataloader=loader(test_mode=True),
-                val_evaluator=dict(
-                    type='CocoMetric', ann_file=str(scenes / 'scenes.json'), metric='bbox'
-                ),
-                optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
-                train_cfg=dict(by_epoch=True, max_epochs=1),
-                val_cfg=dict(),
-                default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
-                randomness=dict(seed=0),
-            )
+    return Config(
+        dict(
+            model=small_yolos(),
+            work_dir=str(scenes / 'work'),
+            default_scope='mmdet',
+            experiment_name=scenes.name,
+            train_dataloader=loader(),
+            val_dataloader=loader(test_mode=True),
+            val_evaluator=dict(
+                type='CocoMetric', ann_file=str(scenes / 'scenes.json'), metric='bbox'
+            ),
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            val_cfg=dict(),
+            default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+            randomness=dict(seed=0),
         )
     )
+
+
+@pytest.mark.parametrize('type_one', [False, True])
+def test_training_and_evaluation_with_mmdet(cfg, type_one):
+    cfg.model = small_yolos(with_mid_pos_embed=type_one, mask_padding=True)
+    runner = Runner.from_cfg(cfg)
     runner.train()
     assert runner.iter == 2
     scalars = runner.message_hub.log_scalars
     assert np.isfinite([scalars['train/loss'].min(), scalars['val/coco/bbox_mAP'].current()]).all()
-    checkpoint = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)
+    checkpoint = torch.load(f'{cfg.work_dir}/epoch_1.pth', weights_only=False)
     again = MODELS.build(small_yolos(with_mid_pos_embed=type_one))
     assert not again.load_state_dict(checkpoint['state_dict']).missing_keys
+
+
+def test_the_hook_prunes_a_detector(cfg):
+    cfg.custom_hooks = [dict(type='mcf_mm.MCFPruningHook', ratio=0.5, num_images=10)]
+    cfg.train_cfg.max_epochs = 4
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert {ffn.sizes for ffn in find_ffns(runner.model)} == {(16, 32)}
+    slim_cfg = Config.fromfile(f'{cfg.work_dir}/slim.py')
+    again = MODELS.build(slim_cfg.model)
+    state_dict = read_state_dict(f'{cfg.work_dir}/slim.safetensors')
+    again.load_state_dict(state_dict)
+    assert all(torch.equal(state_dict[k], v) for k, v in runner.model.state_dict().items())
