@@ -96,7 +96,7 @@ def calibrate(
                 linear,
                 _Stream(f'{ffn.name}.{path}', use_cls, second_moments),
             )
-    outputs, classes = [], []
+    outputs, classes = _Rows(), _Rows()
 
     def keep_prediction(module, args, scores):
         outputs.append(args[0].detach().float())
@@ -127,13 +127,43 @@ def calibrate(
 
     streams = {name: stream.result() for name, (_, stream) in watched.items()}
     # A head that is fed something else than one vector per image cannot guide.
-    guided = classifier is not None and outputs and outputs[0].dim() == 2
+    guided = len(outputs) > 0 and outputs.rows.dim() == 2
     return Calibration(
         inputs={ffn.name: streams[f'{ffn.name}.{ffn.fc1_path}'] for ffn in ffns},
         hiddens={ffn.name: streams[f'{ffn.name}.{ffn.fc2_path}'] for ffn in ffns},
-        output=torch.cat(outputs).clone() if guided else None,
-        classes=torch.cat(classes).clone() if guided else None,
+        output=outputs.result() if guided else None,
+        classes=classes.result() if guided else None,
     )
+
+
+class _Rows:
+    """A tensor that grows by rows, ``(S, ...)``.
+
+    It doubles now and then. A small tensor kept for each batch would lie between the large ones
+    that come and go, and hold the memory around it: gigabytes for 1,024 images.
+    """
+
+    def __init__(self):
+        self.rows: Tensor | None = None
+        self.used = 0
+
+    def __len__(self) -> int:
+        return self.used
+
+    def append(self, rows: Tensor) -> None:
+        """Copies ``rows`` to the end."""
+        needed = self.used + len(rows)
+        if self.rows is None or needed > len(self.rows):
+            larger = rows.new_empty(max(1024, 2 * needed), *rows.shape[1:])
+            if self.rows is not None:
+                larger[: self.used] = self.rows[: self.used]
+            self.rows = larger
+        self.rows[self.used : needed] = rows
+        self.used = needed
+
+    def result(self) -> Tensor:
+        """What was appended; a copy, which is no inference tensor."""
+        return self.rows[: self.used].clone()
 
 
 class _Stream:
@@ -143,7 +173,7 @@ class _Stream:
         self.name = name
         self.use_cls = use_cls
         self.second_moments = second_moments
-        self.tokens: list[Tensor] = []
+        self.tokens = _Rows()
         self.checked = 0
         self.count = self.moment_count = 0
         self.total = self.total_square = self.moment_total = self.moments = 0
@@ -152,7 +182,7 @@ class _Stream:
         """Forward pre-hook of the layer."""
         u = args[0].detach()
         u = u.reshape(u.shape[0], -1, u.shape[-1]).float()  # (B, N, I)
-        self.tokens.append(u[:, 0].clone() if self.use_cls else u.mean(1))
+        self.tokens.append(u[:, 0] if self.use_cls else u.mean(1))
         flat = u.flatten(0, 1)
         self.count += len(flat)
         # Sums over one batch are short enough for fp32; the running totals are not.
@@ -167,18 +197,17 @@ class _Stream:
 
     def check(self, names: Sequence[str] | None) -> int:
         """Refuses values that are not finite; returns the number of images so far."""
-        for tokens in self.tokens[self.checked :]:
-            finite = tokens.isfinite().all(1)
-            if not finite.all():
-                bad = int((~finite).nonzero()[0])
-                first = sum(len(before) for before in self.tokens[: self.checked])
-                image = names[bad] if names else f'number {first + bad}'
-                raise CalibrationError(
-                    f'calibration: the input of {self.name} is not finite for image {image}; '
-                    'check that image and the weights of the network'
-                )
-            self.checked += 1
-        return sum(map(len, self.tokens))
+        new = self.tokens.rows[self.checked : len(self.tokens)]
+        finite = new.isfinite().all(1)
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            image = names[bad] if names else f'number {self.checked + bad}'
+            raise CalibrationError(
+                f'calibration: the input of {self.name} is not finite for image {image}; '
+                'check that image and the weights of the network'
+            )
+        self.checked = len(self.tokens)
+        return self.checked
 
     def result(self) -> Activations:
         covariance = None
@@ -186,7 +215,7 @@ class _Stream:
             mean = self.moment_total / self.moment_count
             covariance = self.moments / self.moment_count - torch.outer(mean, mean)
         return Activations(
-            tokens=torch.cat(self.tokens).clone(),
+            tokens=self.tokens.result(),
             mean=(self.total / self.count).float(),
             mean_square=(self.total_square / self.count).float(),
             covariance=covariance,
