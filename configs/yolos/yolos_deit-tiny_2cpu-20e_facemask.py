@@ -1,7 +1,7 @@
 """YOLOS-Ti on the real photos of facemask_coco, small enough for two CPU cores.
 
-Sizes, batch, learning rate and epochs are ours. 60 detection tokens are enough for all but two of
-the 677 training photos and all but one of the 171 others.
+Sizes, batch, learning rate and epochs are ours, and small: faces of a few pixels cannot be found. 40
+detection tokens are enough for all but 4 of the 677 training photos and 2 of the 171 others.
 """
 
 _base_ = './yolos_deit-tiny_8xb2-300e_coco.py'
@@ -11,19 +11,24 @@ dataset = dict(data_root='data/facemask_coco/', metainfo=dict(classes=classes))
 max_epochs = 20
 
 model = dict(
-    backbone=dict(img_size=(256, 256), num_det_tokens=60), bbox_head=dict(num_classes=len(classes))
+    backbone=dict(img_size=(176, 176), num_det_tokens=40), bbox_head=dict(num_classes=len(classes))
 )
 
 train_pipeline = _base_.train_pipeline
 resize = train_pipeline[3].transforms[0][0]
-resize.scales = [(side, side) for side in (208, 224, 240, 256)]
+resize.scales = [(side, side) for side in (144, 160, 176)]
 train_pipeline[3] = resize  # no crop: the photos are small
 test_pipeline = _base_.test_pipeline
-test_pipeline[1].scale = (256, 256)
+test_pipeline[1].scale = (176, 176)
 train_dataloader = dict(
-    batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline, **dataset)
+    batch_size=4,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(pipeline=train_pipeline, **dataset),
 )
-val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline, **dataset))
+val_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline, **dataset)
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file='data/facemask_coco/annotations/instances_val2017.json')
 test_evaluator = val_evaluator
