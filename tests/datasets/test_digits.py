@@ -18,9 +18,7 @@ from pycocotools.coco import COCO
 from mcf_mm.datasets import digits
 from mcf_mm.datasets.digits import DigitsSettings, compose_scene, split_digits, write_digits
 
-SMALL = DigitsSettings(
-    copies=dict(train=1, val=1, test=1), scenes=dict(train=30, val=10, test=10)
-)
+SMALL = DigitsSettings(copies=dict(train=1, val=1, test=1), scenes=dict(train=30, val=10, test=10))
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / '_base_'
 
 
@@ -91,11 +89,11 @@ def test_annotations_are_valid_coco(root, split):
     assert [cat['name'] for cat in coco.loadCats(coco.getCatIds())] == list(digits.CLASSES)
     for image in coco.loadImgs(coco.getImgIds()):
         picture = np.asarray(Image.open(root / 'detection' / split / image['file_name']))
-        assert picture.shape == (image['height'], image['width']) == (48, 48)
+        assert picture.shape == (image['height'], image['width']) == (40, 40)
         covered = np.zeros(picture.shape, dtype=bool)
         for annotation in coco.loadAnns(coco.getAnnIds(image['id'])):
             x, y, width, height = annotation['bbox']
-            assert 0 <= x and 0 <= y and x + width <= 48 and y + height <= 48
+            assert 0 <= x and 0 <= y and x + width <= 40 and y + height <= 40
             assert annotation['area'] == width * height
             ink = picture[y : y + height, x : x + width] > 0
             # Tight: every side of the box touches the digit.
@@ -174,7 +172,7 @@ def test_foreign_folder_is_not_touched(tmp_path):
     ('arguments', 'message'),
     [
         (dict(digit_sizes=(30, 20)), r'digit_sizes is \(30, 20\)'),
-        (dict(digit_sizes=(20, 50)), 'canvas of 48'),
+        (dict(digit_sizes=(20, 50)), 'canvas of 40'),
         (dict(digits_per_scene=(0, 3)), r'digits_per_scene is \(0, 3\)'),
         (dict(scenes=dict(train=10)), 'scenes is'),
     ],
@@ -189,8 +187,8 @@ def test_both_libraries_read_the_sets(root):
     config = Config.fromfile(CONFIGS / 'digits_classification.py')
     dataset = dict(config.test_dataloader.dataset, data_root=str(root / 'classification'))
     dataset = DATASETS.build(dataset)
-    assert len(dataset) == 450 and dataset.CLASSES == list(digits.CLASSES)
-    assert dataset[0]['inputs'].shape == (3, 48, 48)
+    assert len(dataset) == 450 and list(dataset.CLASSES) == list(digits.CLASSES)
+    assert dataset[0]['inputs'].shape == (3, 40, 40)
     init_default_scope('mmdet')
     config = Config.fromfile(CONFIGS / 'digits_detection.py')
     dataset = DATASETS.build(

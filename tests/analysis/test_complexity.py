@@ -1,0 +1,206 @@
+"""Parameters and MACs, against the figures of the design and against formulas."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mcf_mm.analysis.complexity import (
+    PARTS,
+    build_model,
+    count_complexity,
+    input_shape,
+    pruning_ratios,
+    shrink_by_ratio,
+)
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / 'tools' / 'complexity.py'
+
+
+def mcf_config(size: str) -> Config:
+    return Config.fromfile(ROOT / f'configs/mcf/mcf_deit-{size}_8xb128_in1k.py')
+
+
+def millions_and_billions(count) -> tuple[str, str]:
+    return f'{count.params / 1e6:.3f}', f'{count.macs / 1e9:.3f}'
+
+
+@pytest.mark.parametrize(
+    'size, dense, pruned',
+    [
+        ('tiny', ('5.717', '1.254'), ('3.869', '0.890')),
+        ('small', ('22.051', '4.599'), ('14.673', '3.147')),
+        ('base', ('86.568', '17.564'), ('57.088', '11.759')),
+    ],
+)
+def test_deit_before_and_after_pruning(size, dense, pruned):
+    config = mcf_config(size)
+    model = build_model(config)
+    assert input_shape(config) == (224, 224)
+    assert pruning_ratios(config) == (0.4, 0.4)
+    assert millions_and_billions(count_complexity(model, (224, 224))) == dense
+    slim = shrink_by_ratio(model, 0.4, 0.4)
+    assert millions_and_billions(count_complexity(slim, (224, 224))) == pruned
+    assert millions_and_billions(count_complexity(model, (224, 224))) == dense
+
+
+def test_parts_follow_the_formulas():
+    model = timm.create_model('deit_tiny_patch16_224', depth=2)
+    count = count_complexity(model, (224, 224))
+    tokens, width, hidden = 197, 192, 768
+    macs = {name: cost.macs for name, cost in count.parts.items()}
+    assert tuple(macs) == PARTS
+    assert macs == {
+        'attention': 2 * (4 * tokens * width**2 + 2 * tokens**2 * width),
+        'ffn': 2 * (2 * tokens * width * hidden),
+        'patch embedding': 196 * width * 3 * 16 * 16,
+        'head': width * 1000,
+        'other': 0,
+    }
+    assert count.macs == sum(macs.values())
+    assert count.params == sum(cost.params for cost in count.parts.values())
+    assert count.params == sum(p.numel() for p in model.parameters())
+    assert count.parts['ffn'].params == 2 * (2 * width * hidden + width + hidden)
+    assert count.parts['other'].params == (1 + tokens) * width + 5 * 2 * width
+    assert count.to_dict()['parts']['head'] == {'params': 193000, 'macs': 192000}
+
+
+class Encoder(nn.Module):
+    """torch's own attention, which has an operator without formula for inference."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, images):
+        tokens = images.flatten(2).transpose(1, 2).repeat(1, 1, 3)[..., :8]
+        return self.attn(tokens, tokens, tokens, need_weights=False)[0]
+
+
+class LooksAtValues(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, images):
+        pixels = images.flatten(2).transpose(1, 2)[0]
+        return self.head(pixels[: 2 + int(images.sum().item())])
+
+
+def test_other_networks():
+    assert count_complexity(Encoder(), (2, 2)).parts['attention'].macs == 4 * 4 * 64 + 2 * 16 * 8
+    assert count_complexity(LooksAtValues(), (2, 2)).parts['head'].macs == 2 * 3 * 5
+
+
+@torch.no_grad()
+def test_the_model_stays_as_it_is():
+    model = timm.create_model('deit_tiny_patch16_224', depth=1).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    count_complexity(shrink_by_ratio(model, 0.5, 0.25), (224, 224))
+    assert model.training and model.blocks[0].mlp.training
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_yolos_counts_as_published():
+    """91 classes, position embeddings for 512 x 864: the count of the public code."""
+    backbone = dict(
+        type='mcf_mm.YOLOSVisionTransformer',
+        arch='deit-small',
+        img_size=(512, 864),
+        with_mid_pos_embed=True,
+    )
+    head = dict(type='mcf_mm.YOLOSHead', num_classes=91, embed_dims=384)
+    normalise = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+    config = Config(
+        dict(
+            default_scope='mmdet',
+            model=dict(
+                type='mcf_mm.YOLOS',
+                data_preprocessor=dict(
+                    type='DetDataPreprocessor', pad_size_divisor=32, **normalise
+                ),
+                backbone=backbone,
+                bbox_head=head,
+            ),
+            test_dataloader=dict(
+                dataset=dict(pipeline=[dict(type='Resize', scale=(1333, 800), keep_ratio=True)])
+            ),
+        )
+    )
+    assert input_shape(config) == (800, 1344)
+    assert pruning_ratios(config) is None
+    model = build_model(config)
+    count = count_complexity(model, (512, 864))
+    assert count.params == 30_684_768
+    tokens, width = 32 * 54 + 101, 384
+    assert count.parts['attention'].macs == 12 * (4 * tokens * width**2 + 2 * tokens**2 * width)
+    pruned = count_complexity(shrink_by_ratio(model, 0.4, 0.4), (512, 864))
+    assert f'{pruned.params / 1e6:.1f}' == '23.3'
+
+
+def test_input_shape():
+    def shape(*steps, **backbone):
+        pipeline = [dict(type='LoadImageFromFile'), *steps]
+        return input_shape(
+            Config(
+                dict(
+                    model=dict(backbone=backbone),
+                    test_dataloader=dict(dataset=dict(dataset=dict(pipeline=pipeline))),
+                )
+            )
+        )
+
+    crop = dict(type='CenterCrop', crop_size=160)
+    assert shape(dict(type='ResizeEdge', scale=256), crop, img_size=224) == (160, 160)
+    assert shape(dict(type='mmpretrain.Resize', scale=64)) == (64, 64)
+    assert shape(dict(type='Resize', scale=(64, 96))) == (96, 64)
+    assert shape(dict(type='mcf_mm.PatchResize', scale=(853, 512)), img_size=224) == (512, 853)
+    assert shape(img_size=224) == (224, 224)
+    with pytest.raises(ValueError, match='the config says no image size.*--shape HEIGHT WIDTH'):
+        shape()
+
+
+def test_ratios_of_the_hook():
+    hook = dict(type='mcf_mm.MCFPruningHook', ratio=0.3)
+    config = Config(dict(custom_hooks=[dict(type='EMAHook'), dict(hook, hidden_ratio=0.5)]))
+    assert pruning_ratios(config) == (0.3, 0.5)
+    with pytest.raises(ValueError, match='1.5'):
+        pruning_ratios(Config(dict(custom_hooks=[dict(hook, input_ratio=1.5)])))
+    with pytest.raises(ValueError, match='Linear has no FFN that could be pruned'):
+        shrink_by_ratio(nn.Linear(2, 2), 0.4, 0.4)
+
+
+def test_tool_prints_one_object():
+    config = ROOT / 'configs/mcf/mcf_deit-tiny_8xb128_in1k.py'
+    done = subprocess.run(
+        [sys.executable, TOOL, config, '--json'], capture_output=True, text=True, check=True
+    )
+    printed = json.loads(done.stdout)
+    assert list(printed) == ['params', 'macs', 'parts', 'pruned']
+    assert (printed['params'], printed['macs']) == (5717416, 1253683200)
+    assert list(printed['pruned']) == ['params', 'macs', 'parts']
+    assert list(printed['pruned']['parts']) == list(PARTS)
+    assert printed['pruned']['params'] == 3869416
+
+
+def test_tool_prints_a_table(monkeypatch, capsys):
+    config = ROOT / 'configs/mcf/mcf_deit-tiny_8xb128_in1k.py'
+    arguments = [str(TOOL), str(config), '--shape', '112', '224']
+    monkeypatch.setattr(sys, 'argv', arguments)
+    runpy.run_path(str(TOOL), run_name='__main__')
+    printed = capsys.readouterr().out
+    assert 'at 112 x 224' in printed
+    for text in ('dense', 'pruned', 'patch embedding', '5.717', '3.869'):
+        assert text in printed
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), 'absent.py'])
+    with pytest.raises(SystemExit, match='^error: .*absent.py'):
+        runpy.run_path(str(TOOL), run_name='__main__')

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# From a fresh machine to the main job: sets up .venv, then trains, prunes and detects handwritten
+# digits on the CPU in about ten minutes (see tools/demo.py). Run again after an interruption, it
+# goes on where it was.
+#
+#   bash tools/quickstart.sh
+#   bash tools/quickstart.sh --check   # exit status 1 when a limit of the demo is missed
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash tools/setup.sh
+exec .venv/bin/python tools/demo.py "$@"
