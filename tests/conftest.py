@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DefaultScope
 
 import mcf_mm  # noqa: F401  before any test imports mmcv.ops or mmdet.models
 
@@ -16,3 +17,10 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f'the real data is not here: no folder {SHARED.name} beside the checkout')
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """Forgets the default scope that a Runner leaves behind; the next test may be of mmdet."""
+    yield
+    DefaultScope._instance_dict.clear()

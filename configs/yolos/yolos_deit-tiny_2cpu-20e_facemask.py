@@ -1,7 +1,7 @@
 """YOLOS-Ti on the real photos of facemask_coco, small enough for two CPU cores.
 
-Sizes, batch, learning rate and epochs are ours, and small: faces of a few pixels cannot be found. 40
-detection tokens are enough for all but 4 of the 677 training photos and 2 of the 171 others.
+Sizes, batch, learning rate and epochs are ours, and small: faces of a few pixels cannot be found.
+40 detection tokens are enough for all but 4 of the 677 training photos and 2 of the 171 others.
 """
 
 _base_ = './yolos_deit-tiny_8xb2-300e_coco.py'
