@@ -7,19 +7,25 @@ draws two pictures. What is complete is skipped, what was interrupted goes on wh
     python tools/demo.py
 """
 
-import argparse
 import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-from mmengine.config import Config
-from rich.console import Console
+# Before torch is imported, and for the training processes too. Networks this small gain next to
+# nothing from a second thread, and on a busy machine threads that wait for each other by spinning
+# made everything ten times slower.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-from mcf_mm.analysis import demo
-from mcf_mm.datasets.digits import MANIFEST, DigitsSettings, write_digits
-from mcf_mm.engine.config import load_config
+import argparse  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from mmengine.config import Config  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from mcf_mm.analysis import demo  # noqa: E402
+from mcf_mm.datasets.digits import MANIFEST, DigitsSettings, write_digits  # noqa: E402
+from mcf_mm.engine.config import load_config  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path('data/digits')

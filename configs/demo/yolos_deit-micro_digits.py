@@ -8,7 +8,7 @@ _base_ = [
 
 checkpoint = 'work_dirs/deit-micro_digits/epoch_14.pth'
 
-max_epochs = 6
+max_epochs = 5
 lr = 1e-3
 
 optim_wrapper = dict(optimizer=dict(lr=lr))

@@ -61,13 +61,13 @@ STEPS = (
     Step(
         'yolos_deit-micro_digits',
         'train the detector on the dense backbone',
-        'epoch_6.pth',
+        'epoch_5.pth',
         ('deit-micro_digits',),
     ),
     Step(
         'yolos_mcf-deit-micro_digits',
         'train the detector on the pruned backbone',
-        'epoch_6.pth',
+        'epoch_5.pth',
         ('mcf_deit-micro_digits',),
     ),
 )

@@ -9,7 +9,7 @@ from mmengine.utils import track_iter_progress
 
 from mcf_mm.analysis.complexity import build_model, count_complexity, input_shape
 from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
-from mcf_mm.engine.slim_export import write_slim
+from mcf_mm.engine.slim_export import slim_type, write_slim
 from mcf_mm.pruning import prune
 
 
@@ -35,8 +35,9 @@ def prune_checkpoint(
         Path of the slim checkpoint.
 
     Raises:
-        ValueError: See :func:`mcf_mm.pruning.prune`.
+        ValueError: The backbone has no slim class, or see :func:`mcf_mm.pruning.prune`.
     """
+    slim_type(cfg)  # raises before anything slow
     model = build_model(cfg).to(get_device())
     load_checkpoint(model, checkpoint, map_location='cpu')
     loader = calibration_loader(cfg, num_images, seed)

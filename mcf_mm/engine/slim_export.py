@@ -18,6 +18,25 @@ SLIM_TYPES = {
 }
 
 
+def slim_type(cfg: Config) -> str:
+    """The class that can be built with the sizes of a pruned backbone.
+
+    Args:
+        cfg: Config of the dense network.
+
+    Raises:
+        ValueError: There is none for this backbone.
+    """
+    backbone = cfg.model.get('backbone') or {}
+    kind = backbone.get('type', 'without type').rpartition('.')[2]
+    if kind not in SLIM_TYPES:
+        raise ValueError(
+            f'model.backbone is {kind}, for which there is no slim class; there is one for '
+            f'{sorted(SLIM_TYPES)}'
+        )
+    return SLIM_TYPES[kind]
+
+
 def write_slim(
     model: nn.Module, cfg: Config, structure: Structure, out_dir: str | Path, facts: dict
 ) -> Path:
@@ -57,17 +76,11 @@ def slim_config(model: nn.Module, cfg: Config, checkpoint: str | Path) -> Config
         ValueError: The backbone's type has no class that takes sizes.
     """
     cfg = copy.deepcopy(cfg)
-    kind = cfg.model.backbone.type.rpartition('.')[2]
-    if kind not in SLIM_TYPES:
-        raise ValueError(
-            f'no slim class for the backbone {cfg.model.backbone.type}; there is one for '
-            f'{sorted(SLIM_TYPES)}'
-        )
     inputs, hiddens = zip(*(ffn.sizes for ffn in find_ffns(model.backbone)), strict=True)
     for key in ('sizes', 'init_cfg'):
         cfg.model.backbone.pop(key, None)
     cfg.model.backbone.update(
-        type=SLIM_TYPES[kind], ffn_inputs=list(inputs), ffn_hiddens=list(hiddens)
+        type=slim_type(cfg), ffn_inputs=list(inputs), ffn_hiddens=list(hiddens)
     )
     cfg.load_from, cfg.resume = str(checkpoint), False
     cfg.custom_hooks = [

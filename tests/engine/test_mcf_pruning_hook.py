@@ -164,6 +164,14 @@ def test_a_model_without_ffns_is_refused(cfg):
         Runner.from_cfg(cfg).train()
 
 
+def test_a_backbone_without_slim_class_is_refused_before_training(cfg):
+    cfg.model.backbone.type = 'DistilledVisionTransformer'
+    cfg.model.head.type = 'DeiTClsHead'
+    with pytest.raises(ValueError, match='model.backbone is DistilledVisionTransformer, for which'):
+        Runner.from_cfg(cfg).train()
+    assert not list(Path(cfg.work_dir).glob('*.pth'))
+
+
 def test_iteration_based_training_is_refused(cfg):
     cfg.train_cfg = dict(by_epoch=False, max_iters=5)
     cfg.default_hooks.checkpoint = None

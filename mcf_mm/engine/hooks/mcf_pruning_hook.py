@@ -9,7 +9,7 @@ from torch import nn
 
 from mcf_mm.analysis.complexity import count_complexity, input_shape
 from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
-from mcf_mm.engine.slim_export import write_slim
+from mcf_mm.engine.slim_export import slim_type, write_slim
 from mcf_mm.pruning import (
     Calibration,
     SparseFFN,
@@ -111,6 +111,7 @@ class MCFPruningHook(Hook):
         if self.structure is None:
             ffns = require_dense_ffns(model)
             self.names = [ffn.name for ffn in ffns]
+            slim_type(runner.cfg)  # raises now what would else end the run at its last step
             needed = self.start_epoch + len(ffns) + 1
             if runner.max_epochs < needed:
                 raise ValueError(
