@@ -46,7 +46,9 @@ def train(step: demo.Step, wanted: str) -> None:
     """Runs tools/train.py for a step, in a process of its own as a user would."""
     resume = ['--resume'] if demo.begin(step, wanted) else []
     config = f'configs/demo/{step.name}.py'
-    subprocess.run([sys.executable, 'tools/train.py', config, *resume], check=True)
+    # The networks are so small that a second thread only waits.
+    env = {'OMP_NUM_THREADS': '1', **os.environ}
+    subprocess.run([sys.executable, 'tools/train.py', config, *resume], check=True, env=env)
     demo.finish(step, wanted)
 
 

@@ -74,7 +74,7 @@ def plot_detections(
             instances = sample.gt_instances if truth else sample.pred_instances
             if not truth:
                 instances = instances[instances.scores >= score_threshold]
-            _draw_instances(ax, image, instances, classes)
+            _draw_instances(ax, image, instances.detach().cpu(), classes)
     _save(figure, path)
 
 
