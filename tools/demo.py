@@ -1,4 +1,4 @@
-"""Runs the main job on handwritten digits, on a CPU, in about ten minutes.
+"""Runs the main job on handwritten digits, on a CPU.
 
 Writes the data sets, trains a micro DeiT (mmpretrain), prunes it with MCF, trains YOLOS (mmdet) on
 the dense and on the pruned backbone, evaluates all four on a test split, prints one table and

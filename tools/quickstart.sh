@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh machine to the main job: sets up .venv, then trains, prunes and detects handwritten
-# digits on the CPU  (see tools/demo.py). Run again after an interruption, it
+# digits on the CPU (see tools/demo.py). Run again after an interruption, it
 # goes on where it was.
 #
 #   bash tools/quickstart.sh
