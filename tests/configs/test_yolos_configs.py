@@ -15,7 +15,7 @@ from mcf_mm.registry import MODELS
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'yolos'
 SMALL = 'deit-small_8xb1-150e_coco'
 TINY = 'deit-tiny_8xb2-300e_coco'
-FACEMASK = 'deit-tiny_2cpu-20e_facemask'
+FACEMASK = 'deit-tiny_2cpu-40e_facemask'
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ Both backbones come from the same ImageNet-1K weights and neither saw other imag
 two detectors differ by the pruning alone. tools/prune.py makes the checkpoint, see the README.
 """
 
-_base_ = './yolos_deit-tiny_2cpu-20e_facemask.py'
+_base_ = './yolos_deit-tiny_2cpu-40e_facemask.py'
 
 checkpoint = 'work_dirs/photos/least_squares/slim.safetensors'
 model = dict(backbone=dict(sizes='auto', init_cfg=dict(checkpoint=checkpoint)))
