@@ -3,6 +3,7 @@
 Writes the data sets, trains a micro DeiT (mmpretrain), prunes it with MCF, trains YOLOS (mmdet) on
 the dense and on the pruned backbone, evaluates all four on a test split, prints one table and
 draws two pictures. What is complete is skipped, what was interrupted goes on where it was.
+Trainings that do not wait for each other run side by side, one processor core each.
 
     python tools/demo.py
 """
@@ -15,9 +16,12 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import argparse  # noqa: E402
+import re  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Callable, Mapping  # noqa: E402
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from mmengine.config import Config  # noqa: E402
@@ -42,14 +46,84 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(step: demo.Step, wanted: str) -> None:
-    """Runs tools/train.py for a step, in a process of its own as a user would."""
-    resume = ['--resume'] if demo.begin(step, wanted) else []
-    config = f'configs/demo/{step.name}.py'
-    # The networks are so small that a second thread only waits.
-    env = {'OMP_NUM_THREADS': '1', **os.environ}
-    subprocess.run([sys.executable, 'tools/train.py', config, *resume], check=True, env=env)
-    demo.finish(step, wanted)
+class Trainings:
+    """Runs tools/train.py for the steps, each in a process of its own as a user would."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.processes: list[subprocess.Popen] = []
+
+    def run(self, step: demo.Step, wanted: str) -> None:
+        """Trains one step and shows how far it is.
+
+        Args:
+            step: The step.
+            wanted: Its fingerprint.
+
+        Raises:
+            RuntimeError: The training failed; names its log.
+        """
+        resume = ['--resume'] if demo.begin(step, wanted) else []
+        command = [sys.executable, 'tools/train.py', f'configs/demo/{step.name}.py', *resume]
+        OUT.mkdir(parents=True, exist_ok=True)
+        path = OUT / f'{step.name}.log'
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.processes.append(process)
+        with path.open('a') as log:
+            for line in process.stdout:
+                log.write(line)
+                # The rest is in the log: two runs at a time would be hard to read.
+                if progress := re.search(r' - ((Epoch\(|MCF: ).*)', line):
+                    text = f'{step.name}: {" ".join(progress[1].split())}'
+                    self.console.print(text, markup=False, highlight=False, no_wrap=True)
+        if process.wait() != 0:
+            raise RuntimeError(f'"{step.title}" ended with status {process.returncode}, see {path}')
+        demo.finish(step, wanted)
+
+    def stop(self) -> None:
+        """Ends what still runs; it can go on later."""
+        for process in self.processes:
+            process.terminate()
+
+
+def train_all(wanted: Mapping[str, str], console: Console, say: Callable[[str], None]) -> None:
+    """Trains what is not complete, each step as soon as those before it are.
+
+    Args:
+        wanted: Fingerprints by name of the step.
+        console: Where progress goes.
+        say: Announces a step.
+
+    Raises:
+        SystemExit: A step failed.
+    """
+    trainings = Trainings(console)
+    futures: dict[str, Future] = {}
+
+    def work(number: int, step: demo.Step) -> None:
+        for before in step.after:
+            futures[before].result()
+        done = demo.is_done(step, wanted[step.name])
+        state = ', complete already' if done else ''
+        say(f'{number}/{len(demo.STEPS)} {step.title}{state}')
+        if not done:
+            trainings.run(step, wanted[step.name])
+
+    # One thread for each step, most of which only wait; at most two have all they need.
+    with ThreadPoolExecutor(len(demo.STEPS)) as pool:
+        for number, step in enumerate(demo.STEPS, 1):
+            futures[step.name] = pool.submit(work, number, step)
+        try:
+            for future in as_completed(futures.values()):
+                future.result()
+        except (RuntimeError, OSError) as error:
+            trainings.stop()
+            sys.exit(f'demo: {error}')
+        except KeyboardInterrupt:
+            trainings.stop()
+            raise
 
 
 def main() -> None:
@@ -68,15 +142,7 @@ def main() -> None:
         step.name: load_config(f'configs/demo/{step.name}.py') for step in demo.STEPS
     }
     wanted = {step.name: demo.fingerprint(configs, step.name, data) for step in demo.STEPS}
-    for number, step in enumerate(demo.STEPS, 1):
-        done = demo.is_done(step, wanted[step.name])
-        state = ', complete already' if done else ''
-        say(f'{number}/{len(demo.STEPS)} {step.title}{state}')
-        if not done:
-            try:
-                train(step, wanted[step.name])
-            except (subprocess.CalledProcessError, FileExistsError, FileNotFoundError) as error:
-                sys.exit(f'demo: "{step.title}" failed: {error}')
+    train_all(wanted, console, say)
     say('evaluate on the test split')
     everything = ' '.join(wanted.values())
     results = demo.read_results(OUT / 'results.json', everything)
