@@ -1,9 +1,13 @@
 """Fixtures that many tests share."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from PIL import Image
 
 import mcf_mm  # noqa: F401  before any test imports mmcv.ops or mmdet.models
 
@@ -24,3 +28,75 @@ def no_default_scope():
     """Forgets the default scope that a Runner leaves behind; the next test may be of mmdet."""
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Ten images of unlike size with coloured squares, in COCO format; one has no object."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for image_id in range(10):
+        height, width = (int(side) for side in rng.integers(60, 130, 2))
+        pixels = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        for _ in range(image_id % 4):
+            x, y = (int(side) for side in rng.integers(0, 36, 2))
+            label = int(rng.integers(2))
+            pixels[y : y + 24, x : x + 24, label] = 255
+            box = dict(bbox=[x, y, 24, 24], area=576, iscrowd=int(len(annotations) == 4))
+            annotations.append(
+                dict(id=len(annotations) + 1, image_id=image_id, category_id=(3, 7)[label], **box)
+            )
+        Image.fromarray(pixels).save(tmp_path / f'{image_id}.png')
+        images.append(dict(id=image_id, file_name=f'{image_id}.png', height=height, width=width))
+    categories = [dict(id=3, name='red'), dict(id=7, name='green')]
+    scenes = dict(images=images, annotations=annotations, categories=categories)
+    (tmp_path / 'scenes.json').write_text(json.dumps(scenes))
+    return tmp_path
+
+
+@pytest.fixture
+def detection_cfg(scenes) -> Config:
+    """Trains and evaluates on the scenes with mmdet's own parts; the model is the test's."""
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='mcf_mm.PatchResize', scale=(96, 96)),
+        dict(type='LoadAnnotations', with_bbox=True),
+        dict(
+            type='PackDetInputs',
+            meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+        ),
+    ]
+
+    def loader(**kwargs) -> dict:
+        return dict(
+            batch_size=5,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(
+                type='CocoDataset',
+                data_root=str(scenes),
+                ann_file='scenes.json',
+                data_prefix=dict(img=''),
+                metainfo=dict(classes=('red', 'green')),
+                pipeline=pipeline,
+                **kwargs,
+            ),
+        )
+
+    return Config(
+        dict(
+            work_dir=str(scenes / 'work'),
+            default_scope='mmdet',
+            experiment_name=scenes.name,
+            train_dataloader=loader(),
+            val_dataloader=loader(test_mode=True),
+            val_evaluator=dict(
+                type='CocoMetric', ann_file=str(scenes / 'scenes.json'), metric='bbox'
+            ),
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            val_cfg=dict(),
+            default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+            randomness=dict(seed=0),
+        )
+    )

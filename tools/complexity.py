@@ -14,7 +14,7 @@ from mcf_mm.analysis.complexity import (
     build_model,
     count_complexity,
     input_shape,
-    pruning_ratios,
+    pruning_arguments,
     shrink_by_ratio,
 )
 
@@ -68,8 +68,8 @@ def main() -> None:
             shape = tuple(args.shape) if args.shape else input_shape(config)
             model = build_model(config)
             counts = {'dense': count_complexity(model, shape)}
-            if ratios := pruning_ratios(config):
-                counts['pruned'] = count_complexity(shrink_by_ratio(model, *ratios), shape)
+            if arguments := pruning_arguments(config):
+                counts['pruned'] = count_complexity(shrink_by_ratio(model, **arguments), shape)
         except (ValueError, OSError) as error:
             sys.exit(f'error: {error}')
     if args.json:

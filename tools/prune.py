@@ -18,7 +18,7 @@ import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.prune import prune_checkpoint
 from mcf_mm.pruning.compensation import COMPENSATIONS
-from mcf_mm.pruning.oneshot import METHODS, check_arguments
+from mcf_mm.pruning.oneshot import METHODS, STEPS, check_arguments
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +51,15 @@ def parse_args() -> argparse.Namespace:
         default='layer',
         help='one input set for each FFN, or one for all of them',
     )
+    parser.add_argument(
+        '--multiple', type=int, default=1, help='round sizes to the nearest multiple, for GPUs'
+    )
+    parser.add_argument(
+        '--last-step',
+        choices=STEPS,
+        default='x_transformation',
+        help='where the method ends, for ablations: zeros only, inputs for each row, or all of it',
+    )
     parser.add_argument('--num-images', type=int, default=1024, help='calibration images')
     parser.add_argument('--guide', type=float, default=0.5, help='fraction that guides FIS')
     parser.add_argument('--scale', type=float, default=1.0, help='width of the band of FIS')
@@ -68,7 +77,8 @@ def main() -> None:
     for name in ('input_ratio', 'hidden_ratio'):
         args[name] = ratio if args[name] is None else args[name]
     # Now, and not after the network and the images are loaded.
-    check_arguments(args['method'], args['input_ratio'], args['hidden_ratio'], args['guide'])
+    names = ('method', 'input_ratio', 'hidden_ratio', 'guide', 'last_step', 'compensation')
+    check_arguments(*(args[name] for name in names), multiple=args['multiple'])
     prune_checkpoint(cfg, args.pop('checkpoint'), args.pop('out'), **args)
 
 

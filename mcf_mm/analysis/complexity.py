@@ -17,6 +17,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mcf_mm.pruning.slim import RowSparseLinear
 from mcf_mm.pruning.structure import kept_size
 from mcf_mm.pruning.surgery import resize_ffn
 from mcf_mm.pruning.targets import find_ffns
@@ -106,7 +107,23 @@ def _count_flops(model: nn.Module, shape: tuple[int, int]) -> Mapping[str, Mappi
         # Not eval(), which returns None for mmpretrain's backbones.
         model.train(False)
         model(images, **arguments)
-    return counter.get_flop_counts()
+    flops = counter.get_flop_counts()
+    root = type(model).__name__
+    for name, module in model.named_modules():
+        if isinstance(module, RowSparseLinear):
+            # It multiplies with its zeros, which a network of its own would not.
+            _drop_zeros(flops, f'{root}.{name}', module.density)
+    return flops
+
+
+def _drop_zeros(flops: dict[str, dict[Any, int]], path: str, density: float) -> None:
+    """Takes the products with zeros out of a module's count and out of those around it."""
+    for operator, count in dict(flops[path]).items():
+        zeros = round(count * (1 - density))
+        parts = path.split('.')
+        for around in ['Global', *('.'.join(parts[: i + 1]) for i in range(len(parts)))]:
+            if around in flops:
+                flops[around][operator] -= zeros
 
 
 def _modules_by_part(model: nn.Module) -> dict[str, list[str]]:
@@ -139,13 +156,21 @@ def _num_parameters(modules: Iterable[nn.Module]) -> int:
     return sum(parameters.values())
 
 
-def shrink_by_ratio(model: nn.Module, input_ratio: float, hidden_ratio: float) -> nn.Module:
+def shrink_by_ratio(
+    model: nn.Module,
+    input_ratio: float,
+    hidden_ratio: float,
+    multiple: int = 1,
+    last_step: str = 'x_transformation',
+) -> nn.Module:
     """A copy of ``model`` whose FFNs have the sizes that pruning leaves; the weights mean nothing.
 
     Args:
         model: Any network with FFNs. It stays as it is.
         input_ratio: Share of the inputs of each FFN that goes.
         hidden_ratio: Share of the hidden units that goes.
+        multiple: See :func:`mcf_mm.pruning.kept_size`. Defaults to 1.
+        last_step: See :func:`mcf_mm.pruning.prune`. Defaults to ``'x_transformation'``.
 
     Raises:
         ValueError: A ratio is not in [0, 1), or there is no FFN.
@@ -154,9 +179,15 @@ def shrink_by_ratio(model: nn.Module, input_ratio: float, hidden_ratio: float) -
     ffns = find_ffns(model)
     if not ffns:
         raise ValueError(f'{type(model).__name__} has no FFN that could be pruned')
+    if last_step == 'fis':
+        return model  # zeros cost as much as other numbers
     for ffn in ffns:
-        num_inputs, num_hiddens = ffn.sizes
-        resize_ffn(ffn, kept_size(num_inputs, input_ratio), kept_size(num_hiddens, hidden_ratio))
+        resize_ffn(
+            ffn,
+            kept_size(ffn.sizes[0], input_ratio, multiple),
+            kept_size(ffn.sizes[1], hidden_ratio, multiple),
+            'row' if last_step == 'crs' else 'layer',
+        )
     return model
 
 
@@ -171,8 +202,8 @@ def build_model(config: Config) -> nn.Module:
         return MODELS.build(model)
 
 
-def pruning_ratios(config: Config) -> tuple[float, float] | None:
-    """Input and hidden ratio of the config's pruning hook, None for a config without one.
+def pruning_arguments(config: Config) -> dict[str, Any] | None:
+    """What :func:`shrink_by_ratio` takes, from the config's pruning hook; None without a hook.
 
     Raises:
         ValueError: An argument of the hook is out of range.
@@ -181,22 +212,24 @@ def pruning_ratios(config: Config) -> tuple[float, float] | None:
         if hook['type'] in ('mcf_mm.MCFPruningHook', 'MCFPruningHook'):
             # Built, because the class alone knows its defaults and checks its arguments.
             built = HOOKS.build(dict(hook, type='mcf_mm.MCFPruningHook'))
-            return built.input_ratio, built.hidden_ratio
+            names = ('input_ratio', 'hidden_ratio', 'multiple', 'last_step')
+            return {name: getattr(built, name) for name in names}
     return None
 
 
 def input_shape(config: Config) -> tuple[int, int]:
     """Height and width of the images that the config evaluates.
 
-    The last crop or resize of the test pipeline, or the backbone's ``img_size`` where there is no
-    such step. A detector that keeps the aspect ratio is counted at the largest landscape image it
-    can meet (800 x 1333 for the usual scale; images of COCO are smaller in the mean), rounded up
-    to what the batch is padded to.
+    The last crop or resize of the test (or validation) pipeline, or the backbone's ``img_size``
+    where there is no such step. A detector that keeps the aspect ratio is counted at the largest
+    landscape image it can meet (800 x 1333 for the usual scale; images of COCO are smaller in the
+    mean), rounded up to what the batch is padded to.
 
     Raises:
         ValueError: The config has neither.
     """
-    dataset = config.get('test_dataloader', {}).get('dataset', {})
+    loader = config.get('test_dataloader') or config.get('val_dataloader') or {}
+    dataset = loader.get('dataset', {})
     while 'dataset' in dataset:
         dataset = dataset['dataset']
     size = config.model.get('backbone', {}).get('img_size')

@@ -9,7 +9,7 @@ from mmengine.utils import track_iter_progress
 
 from mcf_mm.analysis.complexity import build_model, count_complexity, input_shape
 from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
-from mcf_mm.engine.slim_export import slim_type, write_slim
+from mcf_mm.engine.slim_export import check_selection, write_slim
 from mcf_mm.pruning import prune
 
 
@@ -35,15 +35,15 @@ def prune_checkpoint(
         Path of the slim checkpoint.
 
     Raises:
-        ValueError: The backbone has no slim class, or see :func:`mcf_mm.pruning.prune`.
+        ValueError: See :func:`mcf_mm.pruning.prune`.
     """
-    slim_type(cfg)  # raises before anything slow
     model = build_model(cfg).to(get_device())
+    check_selection(model, cfg, 'row' if arguments.get('last_step') == 'crs' else 'layer')
     load_checkpoint(model, checkpoint, map_location='cpu')
     loader = calibration_loader(cfg, num_images, seed)
     shape = input_shape(cfg)
     before = count_complexity(model, shape)
-    structure = prune(
+    prune(
         model,
         track_iter_progress((iter(loader), len(loader))),
         seed=seed,
@@ -53,7 +53,7 @@ def prune_checkpoint(
     )
     after = count_complexity(model, shape)
     facts = dict(arguments, origin=str(checkpoint), num_images=num_images, seed=seed)
-    path = write_slim(model, cfg, structure, out_dir, facts)
+    path = write_slim(model, cfg, out_dir, facts)
     print(
         f'\nparameters {before.params / 1e6:.3f} M -> {after.params / 1e6:.3f} M, '
         f'MACs {before.macs / 1e9:.3f} G -> {after.macs / 1e9:.3f} G\n'

@@ -4,48 +4,31 @@ import copy
 import os
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from mcf_mm.checkpoint import save_state_dict
-from mcf_mm.pruning import Structure, find_ffns
+from mcf_mm.pruning import find_ffns
 
 #: Backbones whose pruned form has a class that takes sizes, and that class.
 SLIM_TYPES = {
     'VisionTransformer': 'mcf_mm.SlimVisionTransformer',
+    'DistilledVisionTransformer': 'mcf_mm.SlimDistilledVisionTransformer',
+    'SwinTransformer': 'mcf_mm.SlimSwinTransformer',
     'SlimVisionTransformer': 'mcf_mm.SlimVisionTransformer',
+    'SlimDistilledVisionTransformer': 'mcf_mm.SlimDistilledVisionTransformer',
+    'SlimSwinTransformer': 'mcf_mm.SlimSwinTransformer',
     'YOLOSVisionTransformer': 'mcf_mm.YOLOSVisionTransformer',
 }
+SLIM_MODEL = 'mcf_mm.SlimModel'
 
 
-def slim_type(cfg: Config) -> str:
-    """The class that can be built with the sizes of a pruned backbone.
-
-    Args:
-        cfg: Config of the dense network.
-
-    Raises:
-        ValueError: There is none for this backbone.
-    """
-    backbone = cfg.model.get('backbone') or {}
-    kind = backbone.get('type', 'without type').rpartition('.')[2]
-    if kind not in SLIM_TYPES:
-        raise ValueError(
-            f'model.backbone is {kind}, for which there is no slim class; there is one for '
-            f'{sorted(SLIM_TYPES)}'
-        )
-    return SLIM_TYPES[kind]
-
-
-def write_slim(
-    model: nn.Module, cfg: Config, structure: Structure, out_dir: str | Path, facts: dict
-) -> Path:
+def write_slim(model: nn.Module, cfg: Config, out_dir: str | Path, facts: dict) -> Path:
     """Writes ``slim.safetensors`` and ``slim.py`` to ``out_dir``.
 
     Args:
         model: The pruned network.
         cfg: Config of the dense one.
-        structure: What was kept.
         out_dir: Folder, made if need be.
         facts: How it was made (origin, ratios, method ...), for the header.
 
@@ -54,7 +37,8 @@ def write_slim(
     """
     out_dir = Path(out_dir)
     checkpoint = out_dir / 'slim.safetensors'
-    save_state_dict(checkpoint, model.state_dict(), {**facts, 'sizes': structure.sizes})
+    sizes = {ffn.name: list(ffn.sizes) for ffn in find_ffns(model)}
+    save_state_dict(checkpoint, model.state_dict(), {**facts, 'sizes': sizes})
     partial = out_dir / f'slim.{os.getpid()}.part.py'
     try:
         slim_config(model, cfg, checkpoint).dump(partial)
@@ -65,23 +49,39 @@ def write_slim(
 
 
 def slim_config(model: nn.Module, cfg: Config, checkpoint: str | Path) -> Config:
-    """The config of a pruned model: sizes in the backbone, weights from ``checkpoint``.
+    """The config of a pruned model: sizes where its FFNs are, weights from ``checkpoint``.
+
+    A backbone with a slim class (:data:`SLIM_TYPES`) gets that class; any other backbone, or the
+    whole model where FFNs are outside the backbone, is built by ``mcf_mm.SlimModel``.
 
     Args:
-        model: The pruned network, with a ``backbone``.
+        model: The pruned network.
         cfg: Config of the dense one.
         checkpoint: Its weights.
 
     Raises:
-        ValueError: The backbone's type has no class that takes sizes.
+        ValueError: The rows select inputs of their own, in a network without slim class.
     """
     cfg = copy.deepcopy(cfg)
-    inputs, hiddens = zip(*(ffn.sizes for ffn in find_ffns(model.backbone)), strict=True)
-    for key in ('sizes', 'init_cfg'):
-        cfg.model.backbone.pop(key, None)
-    cfg.model.backbone.update(
-        type=slim_type(cfg), ffn_inputs=list(inputs), ffn_hiddens=list(hiddens)
-    )
+    ffns = find_ffns(model)
+    backbone = cfg.model.get('backbone')
+    check_selection(model, cfg, ffns[0].selection)
+    if (kind := slim_class(model, cfg)) is not None:
+        inputs, hiddens = zip(*(ffn.sizes for ffn in ffns), strict=True)
+        for key in ('sizes', 'init_cfg'):
+            backbone.pop(key, None)
+        backbone.update(type=kind, ffn_inputs=list(inputs), ffn_hiddens=list(hiddens))
+        if ffns[0].selection != 'layer':
+            backbone.ffn_selection = ffns[0].selection
+    else:
+        part, prefix = (backbone, 'backbone.') if _in_backbone(model) else (cfg.model, '')
+        sizes = {ffn.name.removeprefix(prefix): list(ffn.sizes) for ffn in ffns}
+        part.pop('init_cfg', None)
+        if 'pretrained' in part:
+            part.pretrained = False  # timm would download the dense weights
+        if part.type != SLIM_MODEL:
+            part.base = f'{_scope(cfg, part)}.{part.type.rpartition(".")[2]}'
+        part.update(type=SLIM_MODEL, ffn_sizes=sizes)
     cfg.load_from, cfg.resume = str(checkpoint), False
     cfg.custom_hooks = [
         hook
@@ -89,3 +89,36 @@ def slim_config(model: nn.Module, cfg: Config, checkpoint: str | Path) -> Config
         if hook['type'].rpartition('.')[2] != 'MCFPruningHook'
     ]
     return cfg
+
+
+def slim_class(model: nn.Module, cfg: Config) -> str | None:
+    """The slim class for the network's backbone, None without one or with FFNs elsewhere too."""
+    if not _in_backbone(model):
+        return None
+    kind = cfg.model.backbone['type'].rpartition('.')[2]
+    # mmdet has a Swin Transformer of its own, with other parts.
+    if kind == 'SwinTransformer' and _scope(cfg, cfg.model.backbone) == 'mmdet':
+        return None
+    return SLIM_TYPES.get(kind)
+
+
+def check_selection(model: nn.Module, cfg: Config, selection: str) -> None:
+    """Refuses rows with inputs of their own where no config could build them.
+
+    Raises:
+        ValueError: ``selection`` is ``'row'`` and the network has no slim class.
+    """
+    if selection == 'row' and slim_class(model, cfg) is None:
+        raise ValueError(
+            f'{type(model).__name__} has no slim class, so its rows cannot keep inputs of their '
+            "own: use last_step='x_transformation'"
+        )
+
+
+def _in_backbone(model: nn.Module) -> bool:
+    return all(ffn.name.startswith('backbone.') for ffn in find_ffns(model))
+
+
+def _scope(cfg: Config, part: ConfigDict) -> str:
+    """The library that a type of the config belongs to."""
+    return part['type'].rpartition('.')[0] or cfg.default_scope

@@ -1,7 +1,21 @@
 """Networks, registered in :data:`mcf_mm.registry.MODELS`."""
 
-from mcf_mm.models.backbones import SlimVisionTransformer, YOLOSVisionTransformer
+from mcf_mm.models.backbones import (
+    SlimDistilledVisionTransformer,
+    SlimSwinTransformer,
+    SlimVisionTransformer,
+    YOLOSVisionTransformer,
+)
 from mcf_mm.models.dense_heads import YOLOSHead
 from mcf_mm.models.detectors import YOLOS
+from mcf_mm.models.slim_model import slim_model
 
-__all__ = ['YOLOS', 'SlimVisionTransformer', 'YOLOSHead', 'YOLOSVisionTransformer']
+__all__ = [
+    'YOLOS',
+    'SlimDistilledVisionTransformer',
+    'SlimSwinTransformer',
+    'SlimVisionTransformer',
+    'YOLOSHead',
+    'YOLOSVisionTransformer',
+    'slim_model',
+]

@@ -50,10 +50,11 @@ class SparseFFN:
         tiebreaks: tuple[Tensor, Tensor],
         input_ratio: float,
         hidden_ratio: float,
+        multiple: int = 1,
     ) -> 'SparseFFN':
         """CRS of both layers: fc1 loses inputs, fc2 loses hidden units."""
         masks = [
-            regular_sparsity(score, tiebreak, kept_size(score.shape[1], ratio))
+            regular_sparsity(score, tiebreak, kept_size(score.shape[1], ratio, multiple))
             for score, tiebreak, ratio in zip(
                 scores, tiebreaks, (input_ratio, hidden_ratio), strict=True
             )
@@ -61,11 +62,16 @@ class SparseFFN:
         return cls(scores[0], masks[0], scores[1], masks[1])
 
     @property
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """What CRS keeps of W1 and of W2."""
+        return self.mask1, self.mask2
+
+    @property
     def thresholds(self) -> tuple[float, float]:
         """Threshold of eq. 4 for both layers: the smallest score kept, median over rows."""
         return tuple(
             float(scores.double().masked_fill(~mask, torch.inf).amin(1).median())
-            for scores, mask in ((self.scores1, self.mask1), (self.scores2, self.mask2))
+            for scores, mask in zip((self.scores1, self.scores2), self.masks, strict=True)
         )
 
 
@@ -74,6 +80,7 @@ def x_transformation(
     input_ratio: float,
     hidden_ratio: float,
     shared_inputs: str = 'layer',
+    multiple: int = 1,
 ) -> Structure:
     """X-Transformation: one input set for all rows of a layer, chosen by vote (the vote is ours).
 
@@ -86,6 +93,7 @@ def x_transformation(
         hidden_ratio: Share of the hidden units to drop, in [0, 1).
         shared_inputs: ``'layer'`` gives each FFN its own inputs; ``'network'`` the same to all
             FFNs of equal width (ours). Defaults to ``'layer'``.
+        multiple: See :func:`~mcf_mm.pruning.structure.kept_size`. Defaults to 1.
 
     Raises:
         ValueError: ``shared_inputs`` or a ratio is not one of the above.
@@ -94,7 +102,7 @@ def x_transformation(
         raise ValueError(f"shared_inputs must be 'layer' or 'network', got {shared_inputs!r}")
     hiddens, votes = {}, {}
     for name, ffn in sparse.items():
-        number = kept_size(ffn.mask2.shape[1], hidden_ratio)
+        number = kept_size(ffn.mask2.shape[1], hidden_ratio, multiple)
         hiddens[name] = _elect(_votes(ffn.mask2, ffn.scores2), number)
         kept = hiddens[name]
         votes[name] = _votes(ffn.mask1[kept], ffn.scores1[kept])
@@ -105,7 +113,7 @@ def x_transformation(
         votes = {name: totals[vote.shape[1]] for name, vote in votes.items()}
     return Structure(
         {
-            name: Kept(_elect(vote, kept_size(vote.shape[1], input_ratio)), hiddens[name])
+            name: Kept(_elect(vote, kept_size(vote.shape[1], input_ratio, multiple)), hiddens[name])
             for name, vote in votes.items()
         }
     )

@@ -1,9 +1,11 @@
 """Makes a network small in place: every ``nn.Parameter`` stays the same object."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 
-from mcf_mm.pruning.slim import SlimLinear
+from mcf_mm.pruning.slim import RowSparseLinear, SlimLinear
 from mcf_mm.pruning.structure import Structure
 from mcf_mm.pruning.targets import FFN, find_ffns
 
@@ -46,6 +48,32 @@ def prune_ffns(
         _describe(ffn, inputs)
 
 
+def compact_rows(
+    model: nn.Module,
+    masks: Mapping[str, tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Drops the zeros of every row: CRS without X-Transformation (section 3.3, figure 2b).
+
+    Parameters and the optimizer's moments shrink in place, as in :func:`prune_ffns`.
+
+    Args:
+        model: The network, dense in every FFN of ``masks``.
+        masks: What CRS keeps of W1, bool ``(H, C)``, and of W2, bool ``(C, H)``, by FFN name;
+            equally many in every row.
+        optimizer: Optimizer whose state is to shrink along. Defaults to None.
+    """
+    for ffn in find_ffns(model):
+        for path, mask in zip((ffn.fc1_path, ffn.fc2_path), masks.get(ffn.name, ()), strict=False):
+            linear = ffn.module.get_submodule(path)
+            rows, channels = mask.shape
+            # argsort of a mask: the kept indices of each row, ascending.
+            order = mask.int().argsort(dim=1, descending=True, stable=True)
+            inputs = order[:, : int(mask[0].sum())].to(linear.weight.device)
+            _cut(linear.weight, lambda tensor, index=inputs: tensor.gather(1, index), optimizer)
+            ffn.replace(path, RowSparseLinear.from_linear(linear, inputs, channels))
+
+
 def shrink(
     parameter: nn.Parameter | None,
     kept: tuple[Tensor | None, ...],
@@ -60,14 +88,23 @@ def shrink(
     """
     if parameter is None:
         return
-    shape = parameter.shape
 
-    def cut(tensor: Tensor) -> Tensor:
+    def select(tensor: Tensor) -> Tensor:
         for dim, index in enumerate(kept):
             if index is not None:
                 tensor = tensor.index_select(dim, index)
         return tensor.contiguous()
 
+    _cut(parameter, select, optimizer)
+
+
+def _cut(
+    parameter: nn.Parameter,
+    cut: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
+    """Applies ``cut`` to a parameter and to every optimizer state of its shape."""
+    shape = parameter.shape
     with torch.no_grad():
         parameter.data = cut(parameter.data)
         parameter.grad = None
@@ -77,7 +114,13 @@ def shrink(
                 state[key] = cut(value)
 
 
-def resize_ffn(ffn: FFN, num_inputs: int, num_hiddens: int) -> None:
+def resize_ffn(
+    ffn: FFN,
+    num_inputs: int,
+    num_hiddens: int,
+    selection: str = 'layer',
+    full_hiddens: int | None = None,
+) -> None:
     """Gives an FFN the sizes of weights that are about to be loaded.
 
     Entries that both sizes have are kept, new ones are zero; the first inputs are selected.
@@ -86,8 +129,12 @@ def resize_ffn(ffn: FFN, num_inputs: int, num_hiddens: int) -> None:
         ffn: FFN to change in place.
         num_inputs: C', at most ``ffn.width``.
         num_hiddens: H'.
+        selection: ``'layer'``, or ``'row'`` for :class:`RowSparseLinear`. Defaults to
+            ``'layer'``.
+        full_hiddens: H, which the network of ``'row'`` keeps. Defaults to the number of rows that
+            fc1 has now.
     """
-    if ffn.sizes == (num_inputs, num_hiddens):
+    if (*ffn.sizes, selection) == (num_inputs, num_hiddens, ffn.selection):
         return
 
     def resize(parameter: nn.Parameter | None, *shape: int) -> None:
@@ -97,10 +144,18 @@ def resize_ffn(ffn: FFN, num_inputs: int, num_hiddens: int) -> None:
             data[common] = parameter.data[common]
             parameter.data = data
 
-    resize(ffn.fc1.weight, num_hiddens, num_inputs)
-    resize(ffn.fc1.bias, num_hiddens)
+    full_hiddens = full_hiddens or ffn.fc1.out_features
+    rows = full_hiddens if selection == 'row' else num_hiddens
+    resize(ffn.fc1.weight, rows, num_inputs)
+    resize(ffn.fc1.bias, rows)
     resize(ffn.fc2.weight, ffn.width, num_hiddens)
-    _describe(ffn, torch.arange(num_inputs))
+    if selection == 'row':
+        for path, channels in ((ffn.fc1_path, ffn.width), (ffn.fc2_path, full_hiddens)):
+            linear = ffn.module.get_submodule(path)
+            inputs = torch.arange(linear.weight.shape[1]).repeat(len(linear.weight), 1)
+            ffn.replace(path, RowSparseLinear.from_linear(linear, inputs, channels))
+    else:
+        _describe(ffn, torch.arange(num_inputs))
 
 
 def _describe(ffn: FFN, inputs: Tensor) -> None:
@@ -108,11 +163,19 @@ def _describe(ffn: FFN, inputs: Tensor) -> None:
 
     An FFN that reads all inputs keeps (or gets back) a plain linear layer: nothing to gather.
     """
+    if isinstance(ffn.fc2, RowSparseLinear):
+        ffn.replace(ffn.fc2_path, _plain(ffn.fc2))
     if len(inputs) < ffn.width:
-        ffn.replace_fc1(SlimLinear.from_linear(ffn.fc1, inputs))
-    elif isinstance(ffn.fc1, SlimLinear):
-        linear = nn.Linear(1, 1, device='meta')
-        linear.weight, linear.bias = ffn.fc1.weight, ffn.fc1.bias
-        ffn.replace_fc1(linear)
+        ffn.replace(ffn.fc1_path, SlimLinear.from_linear(ffn.fc1, inputs))
+    elif isinstance(ffn.fc1, SlimLinear | RowSparseLinear):
+        ffn.replace(ffn.fc1_path, _plain(ffn.fc1))
     ffn.fc1.out_features, ffn.fc1.in_features = ffn.fc1.weight.shape
     ffn.fc2.in_features = ffn.fc2.weight.shape[1]
+
+
+def _plain(linear: nn.Linear) -> nn.Linear:
+    """A plain linear layer with the same parameters."""
+    plain = nn.Linear(1, 1, device='meta')
+    plain.weight, plain.bias = linear.weight, linear.bias
+    plain.out_features, plain.in_features = linear.weight.shape
+    return plain.train(linear.training)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mcf_mm.pruning.slim import SlimLinear
+from mcf_mm.pruning.slim import RowSparseLinear, SlimLinear
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,22 @@ class FFN:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Number of inputs and of hidden units, (C', H')."""
-        return self.fc1.in_features, self.fc1.out_features
+        """Number of inputs that fc1 and fc2 read, (C', H')."""
+        return self.fc1.in_features, self.fc2.in_features
+
+    @property
+    def selection(self) -> str:
+        """``'row'`` when each row of a layer reads inputs of its own, else ``'layer'``."""
+        return 'row' if isinstance(self.fc2, RowSparseLinear) else 'layer'
 
     @property
     def width(self) -> int:
         """Embedding width C. Pruning never changes the output width, so fc2 tells it."""
         return self.fc2.out_features
 
-    def replace_fc1(self, linear: nn.Linear) -> None:
-        """Puts ``linear`` in the place of fc1."""
-        parent, _, child = self.fc1_path.rpartition('.')
+    def replace(self, path: str, linear: nn.Linear) -> None:
+        """Puts ``linear`` at ``path``, which is ``fc1_path`` or ``fc2_path``."""
+        parent, _, child = path.rpartition('.')
         setattr(self.module.get_submodule(parent), child, linear)
 
 
@@ -54,7 +59,8 @@ def find_ffns(model: nn.Module) -> list[FFN]:
 
     Recognised by their parts, so that no library need be imported: mmcv's ``FFN`` (``layers`` is
     a Sequential of [Sequential(Linear, activation, dropout), Linear, dropout]) and timm's ``Mlp``
-    (``fc1``, ``fc2``). Gated FFNs, whose two layers do not fit together, are left out.
+    (``fc1``, ``fc2``). Gated FFNs, whose two layers do not fit together, are left out, and so are
+    those without a residual connection (``add_identity=False``): DETR's heads have one.
     """
     ffns = []
     for name, module in model.named_modules():
@@ -71,6 +77,10 @@ def _is_ffn(module: nn.Module, fc1_path: str, fc2_path: str) -> bool:
         return False
     if not isinstance(fc1, nn.Linear) or not isinstance(fc2, nn.Linear):
         return False
+    if not getattr(module, 'add_identity', True):
+        return False
+    if isinstance(fc2, RowSparseLinear):
+        return True
     reads = fc2.out_features if isinstance(fc1, SlimLinear) else fc1.in_features
     return fc1.out_features == fc2.in_features and reads == fc2.out_features
 

@@ -17,12 +17,15 @@ from mcf_mm.analysis.complexity import (
     build_model,
     count_complexity,
     input_shape,
-    pruning_ratios,
+    pruning_arguments,
     shrink_by_ratio,
 )
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'complexity.py'
+
+
+WHOLE_METHOD = dict(input_ratio=0.4, hidden_ratio=0.4, multiple=1, last_step='x_transformation')
 
 
 def mcf_config(size: str) -> Config:
@@ -45,11 +48,28 @@ def test_deit_before_and_after_pruning(size, dense, pruned):
     config = mcf_config(size)
     model = build_model(config)
     assert input_shape(config) == (224, 224)
-    assert pruning_ratios(config) == (0.4, 0.4)
+    assert pruning_arguments(config) == WHOLE_METHOD
     assert millions_and_billions(count_complexity(model, (224, 224))) == dense
     slim = shrink_by_ratio(model, 0.4, 0.4)
     assert millions_and_billions(count_complexity(slim, (224, 224))) == pruned
     assert millions_and_billions(count_complexity(model, (224, 224))) == dense
+
+
+@pytest.mark.parametrize(
+    'name, expected',
+    [
+        ('mcf_swin-base_16xb64', ('65.113', '11.429')),
+        ('mcf-fis_deit-small_8xb128', ('22.051', '4.599')),
+        ('mcf-crs_deit-small_8xb128', ('16.378', '3.481')),
+        ('direct_deit-small_8xb128', ('14.673', '3.147')),
+    ],
+)
+def test_swin_and_the_rows_of_table_3(name, expected):
+    config = Config.fromfile(ROOT / f'configs/mcf/{name}_in1k.py')
+    slim = shrink_by_ratio(build_model(config), **pruning_arguments(config))
+    count = count_complexity(slim, (224, 224))
+    assert millions_and_billions(count) == expected
+    assert count.macs == sum(cost.macs for cost in count.parts.values())
 
 
 def test_parts_follow_the_formulas():
@@ -137,7 +157,7 @@ def test_yolos_counts_as_published():
         )
     )
     assert input_shape(config) == (800, 1344)
-    assert pruning_ratios(config) is None
+    assert pruning_arguments(config) is None
     model = build_model(config)
     count = count_complexity(model, (512, 864))
     assert count.params == 30_684_768
@@ -172,9 +192,9 @@ def test_input_shape():
 def test_ratios_of_the_hook():
     hook = dict(type='mcf_mm.MCFPruningHook', ratio=0.3)
     config = Config(dict(custom_hooks=[dict(type='EMAHook'), dict(hook, hidden_ratio=0.5)]))
-    assert pruning_ratios(config) == (0.3, 0.5)
+    assert pruning_arguments(config) == dict(WHOLE_METHOD, input_ratio=0.3, hidden_ratio=0.5)
     with pytest.raises(ValueError, match='1.5'):
-        pruning_ratios(Config(dict(custom_hooks=[dict(hook, input_ratio=1.5)])))
+        pruning_arguments(Config(dict(custom_hooks=[dict(hook, input_ratio=1.5)])))
     with pytest.raises(ValueError, match='Linear has no FFN that could be pruned'):
         shrink_by_ratio(nn.Linear(2, 2), 0.4, 0.4)
 

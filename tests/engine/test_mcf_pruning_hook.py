@@ -146,6 +146,12 @@ def test_hidden_units_alone_with_compensation(cfg):
         (dict(start_epoch=-1), 'start_epoch must not be negative, got -1'),
         (dict(method='best'), "got 'best'"),
         (dict(num_images=0), 'num_images must be at least 1, got 0'),
+        (dict(multiple=0), 'multiple must be at least 1, got 0'),
+        (dict(last_step='all'), "last_step must be one of .* got 'all'"),
+        (dict(last_step='crs', compensation='mean'), "compensation='mean' needs rows"),
+        (dict(teacher=dict(logits=0)), 'logits and blocks are both 0'),
+        (dict(teacher=dict(blocks=-1)), 'blocks is a weight and must not be negative, got -1'),
+        (dict(teacher=dict(temperature=0)), 'temperature must be positive, got 0'),
         (dict(start_epoch=2), r'max_epochs is 5: with 3 FFNs and start_epoch=2 .* at least 6'),
     ],
 )
@@ -164,12 +170,54 @@ def test_a_model_without_ffns_is_refused(cfg):
         Runner.from_cfg(cfg).train()
 
 
-def test_a_backbone_without_slim_class_is_refused_before_training(cfg):
-    cfg.model.backbone.type = 'DistilledVisionTransformer'
-    cfg.model.head.type = 'DeiTClsHead'
-    with pytest.raises(ValueError, match='model.backbone is DistilledVisionTransformer, for which'):
+def test_rows_with_own_inputs_need_a_slim_class(cfg):
+    cfg.model.backbone = dict(type='TIMMBackbone', model_name='vit_tiny_patch16_224', depth=2)
+    cfg.model.head.in_channels = 192
+    cfg.custom_hooks[0].last_step = 'crs'
+    with pytest.raises(ValueError, match="has no slim class.* use last_step='x_transformation'"):
         Runner.from_cfg(cfg).train()
     assert not list(Path(cfg.work_dir).glob('*.pth'))
+
+
+@pytest.mark.parametrize('last_step', ['fis', 'crs'])
+def test_ablation_ends_early_and_its_network_can_be_built(cfg, last_step, tmp_path):
+    cfg.custom_hooks[0].last_step = last_step
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    slim_cfg = Config.fromfile(Path(cfg.work_dir) / 'slim.py')
+    slim_cfg.work_dir, slim_cfg.experiment_name = str(tmp_path / 'again'), 'again' + tmp_path.name
+    again = Runner.from_cfg(slim_cfg)
+    assert again.test() == runner.val()
+    assert_same(weights(again.model), weights(runner.model))
+    for ffn in find_ffns(again.model):
+        if last_step == 'fis':
+            assert ffn.sizes == (16, 40)
+            assert float((ffn.fc2.weight == 0).float().mean()) == pytest.approx(0.4)
+        else:
+            assert ffn.selection == 'row' and ffn.sizes == (9, 24)
+            assert ffn.fc1.weight.shape == (40, 9) and ffn.fc2.weight.shape == (16, 24)
+    # Moments shrink with the rows, so the optimizer goes on.
+    state = runner.optim_wrapper.optimizer.state
+    assert all(state[p]['exp_avg'].shape == p.shape for p in runner.model.parameters())
+
+
+def test_resume_with_rows(cfg, tmp_path):
+    cfg.custom_hooks[0].last_step = 'crs'
+    del cfg.train_dataloader.dataset.pipeline[1]
+    whole = Runner.from_cfg(cfg)
+    whole.train()
+    cfg.load_from, cfg.resume = f'{cfg.work_dir}/epoch_4.pth', True
+    cfg.work_dir, cfg.experiment_name = str(tmp_path / 'resumed'), 'resumed' + tmp_path.name
+    resumed = Runner.from_cfg(cfg)
+    resumed.train()
+    assert_same(weights(whole.model), weights(resumed.model))
+
+
+def test_sizes_become_multiples(cfg):
+    cfg.custom_hooks[0].multiple = 8
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert {ffn.sizes for ffn in find_ffns(runner.model)} == {(8, 24)}
 
 
 def test_iteration_based_training_is_refused(cfg):

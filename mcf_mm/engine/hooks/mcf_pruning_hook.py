@@ -1,15 +1,21 @@
 """MCF inside one training run (section 4.2 of the paper)."""
 
+from pathlib import Path
+
+from mmengine.dist import barrier
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.utils import track_iter_progress
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from mcf_mm.analysis.complexity import count_complexity, input_shape
+from mcf_mm.analysis.complexity import build_model, count_complexity, input_shape
+from mcf_mm.checkpoint import read_state_dict, save_state_dict
 from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
-from mcf_mm.engine.slim_export import slim_type, write_slim
+from mcf_mm.engine.slim_export import check_selection, write_slim
+from mcf_mm.engine.teacher import Teacher, check_teacher
 from mcf_mm.pruning import (
     Calibration,
     SparseFFN,
@@ -22,8 +28,8 @@ from mcf_mm.pruning import (
     sparsify,
     x_transformation,
 )
-from mcf_mm.pruning.compensation import check_compensation
-from mcf_mm.pruning.oneshot import check_arguments, require_dense_ffns
+from mcf_mm.pruning.oneshot import apply_masks, check_arguments, require_dense_ffns
+from mcf_mm.pruning.surgery import compact_rows
 from mcf_mm.registry import HOOKS
 
 STATE = 'mcf_pruning'
@@ -54,6 +60,13 @@ class MCFPruningHook(Hook):
             to 0.5 (ours).
         scale: Width of the band of FIS. Defaults to 1 (ours).
         shared_inputs: See :func:`mcf_mm.pruning.x_transformation`. Defaults to ``'layer'``.
+        multiple: Sizes become multiples of this (ours), see :func:`mcf_mm.pruning.kept_size`.
+            Defaults to 1, the paper.
+        last_step: Where the method ends, for ablations: see :func:`mcf_mm.pruning.prune`.
+            Defaults to ``'x_transformation'``, all of it.
+        teacher: Arguments of :class:`mcf_mm.engine.teacher.Teacher`: the dense network, as it was
+            before pruning, teaches the small one (ours), ``dict(logits=1.0)``. Defaults to None,
+            the paper.
         seed: Chooses the calibration images. Defaults to 0.
 
     Raises:
@@ -79,12 +92,18 @@ class MCFPruningHook(Hook):
         guide: float = 0.5,
         scale: float = 1.0,
         shared_inputs: str = 'layer',
+        multiple: int = 1,
+        last_step: str = 'x_transformation',
+        teacher: dict | None = None,
         seed: int = 0,
     ):
         self.input_ratio = ratio if input_ratio is None else input_ratio
         self.hidden_ratio = ratio if hidden_ratio is None else hidden_ratio
-        check_arguments(method, self.input_ratio, self.hidden_ratio, guide)
-        check_compensation(compensation)
+        check_arguments(
+            method, self.input_ratio, self.hidden_ratio, guide, last_step, compensation, multiple
+        )
+        if teacher is not None:
+            check_teacher(**teacher)
         if start_epoch < 0:
             raise ValueError(f'start_epoch must not be negative, got {start_epoch}')
         self.start_epoch = start_epoch
@@ -94,9 +113,19 @@ class MCFPruningHook(Hook):
         self.guide = guide
         self.scale = scale
         self.shared_inputs = shared_inputs
+        self.multiple = multiple
+        self.last_step = last_step
+        self.teacher = teacher
         self.seed = seed
         self.sparse: dict[str, SparseFFN] = {}
+        # What surgery has done: at most one of the two.
         self.structure: Structure | None = None
+        self.row_masks: dict[str, tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether surgery is done."""
+        return self.structure is not None or self.row_masks is not None
 
     def before_train(self, runner: Runner) -> None:
         """Refuses what could not end well, before any time is spent."""
@@ -108,10 +137,13 @@ class MCFPruningHook(Hook):
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise ValueError('MCFPruningHook works with one optimizer, got several')
         model = _unwrapped(runner)
-        if self.structure is None:
+        if self.teacher is not None:
+            self._prepare_teacher(runner)
+        self.names = [ffn.name for ffn in find_ffns(model)]
+        if not self.is_small:
             ffns = require_dense_ffns(model)
-            self.names = [ffn.name for ffn in ffns]
-            slim_type(runner.cfg)  # raises now what would else end the run at its last step
+            # Now, and not when the run is over.
+            check_selection(model, runner.cfg, 'row' if self.last_step == 'crs' else 'layer')
             needed = self.start_epoch + len(ffns) + 1
             if runner.max_epochs < needed:
                 raise ValueError(
@@ -128,26 +160,33 @@ class MCFPruningHook(Hook):
                 )
             self.loader = calibration_loader(runner.cfg, self.num_images, self.seed)
             self.shape = input_shape(runner.cfg)
+        if self.teacher is not None and runner.epoch > self.start_epoch + len(self.names):
+            self.teacher_model.attach(model)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Sparsifies one FFN, or makes the model small when all are sparse."""
-        if self.structure is not None:
+        if self.is_small:
             return
         step = runner.epoch - self.start_epoch
         if 0 <= step < len(self.names):
             self._sparsify(runner, self.names[-1 - step])
-        elif step == len(self.names):
-            self._cut(runner)
+            return
+        if step == len(self.names):
+            if self.last_step != 'fis':
+                self._cut(runner)
+            if self.teacher is not None:
+                self.teacher_model.attach(_unwrapped(runner))
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         """Holds the masks: what the optimizer moved away from zero goes back."""
-        _apply_masks(_unwrapped(runner), self.sparse)
+        apply_masks(_unwrapped(runner), self.sparse)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Adds the state of the pruning, so that ``--resume`` goes on where it was."""
         checkpoint[STATE] = {
             'sparse': {name: vars(sparse) for name, sparse in self.sparse.items()},
             'structure': self.structure.to_json() if self.structure else None,
+            'row_masks': self.row_masks,
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -162,11 +201,13 @@ class MCFPruningHook(Hook):
         }
         if state['structure']:
             self.structure = Structure.from_json(state['structure'])
+        self.row_masks = state.get('row_masks')
+        if self.is_small:
             self._shrink(runner)
 
     def after_train(self, runner: Runner) -> None:
         """Writes the slim checkpoint and its config."""
-        if self.structure is None or runner.rank != 0:
+        if runner.rank != 0 or not (self.is_small or self.sparse):
             return
         facts = dict(
             origin=runner.cfg.get('load_from'),
@@ -174,9 +215,10 @@ class MCFPruningHook(Hook):
             input_ratio=self.input_ratio,
             hidden_ratio=self.hidden_ratio,
             compensation=self.compensation,
+            last_step=self.last_step,
             epochs=runner.max_epochs,
         )
-        path = write_slim(_unwrapped(runner), runner.cfg, self.structure, runner.work_dir, facts)
+        path = write_slim(_unwrapped(runner), runner.cfg, runner.work_dir, facts)
         runner.logger.info(f'MCF: wrote {path} and {path.with_suffix(".py")}')
 
     def _sparsify(self, runner: Runner, name: str) -> None:
@@ -198,8 +240,9 @@ class MCFPruningHook(Hook):
             self.scale,
             self.seed,
             only=name,
+            multiple=self.multiple,
         )
-        _apply_masks(model, self.sparse)
+        apply_masks(model, self.sparse)
         thresholds = self.sparse[name].thresholds
         figures |= {'threshold_fc1': thresholds[0], 'threshold_fc2': thresholds[1]}
         _report(runner, f'MCF: sparsified {name}', figures)
@@ -209,17 +252,22 @@ class MCFPruningHook(Hook):
         model = _unwrapped(runner)
         before = count_complexity(model, self.shape)
         sparse = {name: self.sparse[name] for name in self.names}
-        self.structure = x_transformation(
-            sparse, self.input_ratio, self.hidden_ratio, self.shared_inputs
-        )
+        if self.last_step == 'crs':
+            self.row_masks = {name: ffn.masks for name, ffn in sparse.items()}
+        else:
+            self.structure = x_transformation(
+                sparse, self.input_ratio, self.hidden_ratio, self.shared_inputs, self.multiple
+            )
         if self.compensation != 'none':
             calibration = self._calibrate(runner, self.names, second_moments=True)
             compensate(model, self.structure, calibration, self.compensation)
         self._shrink(runner)
         self.sparse = {}
         after = count_complexity(model, self.shape)
-        for name, sizes in self.structure.sizes.items():
-            runner.logger.info(f'MCF: {name} keeps {sizes[0]} inputs and {sizes[1]} hidden units')
+        for ffn in find_ffns(model):
+            runner.logger.info(
+                f'MCF: {ffn.name} keeps {ffn.sizes[0]} inputs and {ffn.sizes[1]} hidden units'
+            )
         _report(
             runner,
             'MCF: the model is small now',
@@ -234,13 +282,30 @@ class MCFPruningHook(Hook):
     def _shrink(self, runner: Runner) -> None:
         """Surgery on the model, its averages and the optimizer's state."""
         model = _unwrapped(runner)
-        prune_ffns(model, self.structure, runner.optim_wrapper.optimizer)
+        self._cut_ffns(model, runner.optim_wrapper.optimizer)
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
-                prune_ffns(hook.ema_model.module, self.structure)
+                self._cut_ffns(hook.ema_model.module)
         if is_model_wrapper(runner.model):
             # The reducer of DistributedDataParallel remembers the old sizes.
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+
+    def _cut_ffns(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        if self.structure is not None:
+            prune_ffns(model, self.structure, optimizer)
+        else:
+            compact_rows(model, self.row_masks, optimizer)
+
+    def _prepare_teacher(self, runner: Runner) -> None:
+        """Keeps the dense network in a file, for ``--resume`` starts from a pruned one."""
+        path = Path(runner.work_dir) / 'teacher.safetensors'
+        if runner.epoch == 0 and runner.rank == 0:
+            save_state_dict(path, _unwrapped(runner).state_dict(), {'origin': 'teacher'})
+        dense = build_model(runner.cfg)
+        barrier()
+        dense.load_state_dict(read_state_dict(str(path)))
+        dense.to(next(runner.model.parameters()).device)
+        self.teacher_model = Teacher(dense, **self.teacher)
 
     def _calibrate(
         self, runner: Runner, names: list[str], second_moments: bool = False
@@ -261,13 +326,6 @@ class MCFPruningHook(Hook):
 
 def _unwrapped(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-def _apply_masks(model: nn.Module, sparse: dict[str, SparseFFN]) -> None:
-    for ffn in find_ffns(model) if sparse else ():
-        if ffn.name in sparse:
-            ffn.fc1.weight.data.mul_(sparse[ffn.name].mask1)
-            ffn.fc2.weight.data.mul_(sparse[ffn.name].mask2)
 
 
 def _report(runner: Runner, text: str, values: dict[str, float]) -> None:

@@ -1,0 +1,112 @@
+"""The dense network teaches the pruned one while it recovers (ours, the paper has no teacher)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mcf_mm.pruning import find_classifier, find_ffns
+
+
+class Teacher:
+    """Adds losses that draw a student to its teacher.
+
+    ``loss_teacher_logits`` is the Kullback-Leibler divergence of the class scores, times T^2
+    (Hinton et al., 2015). ``loss_teacher_blocks`` is the mean squared distance between the
+    outputs of the blocks, relative to the mean square of the teacher's, averaged over blocks:
+    pruning FFNs leaves the width of the residual stream as it is, so they compare directly.
+
+    Args:
+        model: The dense network, an mmpretrain classifier or an mmdet detector. It is put into
+            evaluation mode and needs no gradients any more.
+        logits: Weight of the first loss. Defaults to 1.0; a detector has no classifier and
+            needs 0.
+        blocks: Weight of the second loss. Defaults to 0.
+        temperature: T. Defaults to 1.
+
+    Raises:
+        ValueError: A weight is negative, none is positive, or ``logits`` is for a network without
+            classifier.
+    """
+
+    def __init__(
+        self, model: nn.Module, logits: float = 1.0, blocks: float = 0.0, temperature: float = 1.0
+    ):
+        check_teacher(logits, blocks, temperature)
+        if logits and find_classifier(model) is None:
+            raise ValueError(
+                f'teacher: logits is {logits}, but {type(model).__name__} has no classifier; set '
+                'logits=0 and blocks=1'
+            )
+        self.model = model.requires_grad_(False)
+        self.model.train(False)
+        self.logits, self.blocks, self.temperature = logits, blocks, temperature
+
+    def attach(self, student: nn.Module) -> None:
+        """Makes ``student.loss`` add the losses from now on; its state dict stays as it is."""
+        own_loss = student.loss
+
+        def loss(inputs: Tensor, data_samples: Any = None, **kwargs) -> dict[str, Tensor]:
+            with self._recorded(student) as seen:
+                losses = own_loss(inputs, data_samples, **kwargs)
+            with torch.no_grad(), self._recorded(self.model) as wanted:
+                self.model(inputs, data_samples, mode='tensor')
+            return {**losses, **self._compare(seen, wanted)}
+
+        # As an attribute of the object: wrappers such as DistributedDataParallel still find it.
+        student.loss = loss
+
+    @contextmanager
+    def _recorded(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
+        """Yields what the classifier and the blocks put out while the context is open."""
+        outputs: dict[str, Tensor] = {}
+
+        def recorder(name: str) -> Callable:
+            def record(module: nn.Module, args: Any, output: Tensor) -> None:
+                outputs[name] = output
+
+            return record
+
+        handles = []
+        if self.logits:
+            handles.append(find_classifier(model).register_forward_hook(recorder('logits')))
+        if self.blocks:
+            for ffn in find_ffns(model):
+                handles.append(ffn.module.register_forward_hook(recorder(ffn.name)))
+        try:
+            yield outputs
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _compare(self, seen: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses = {}
+        if self.logits:
+            divergence = F.kl_div(
+                F.log_softmax(seen.pop('logits').float() / self.temperature, dim=-1),
+                F.log_softmax(wanted.pop('logits').float() / self.temperature, dim=-1),
+                reduction='batchmean',
+                log_target=True,
+            )
+            losses['loss_teacher_logits'] = self.logits * self.temperature**2 * divergence
+        if self.blocks:
+            distances = [
+                F.mse_loss(seen[name].float(), target.float()) / target.float().square().mean()
+                for name, target in wanted.items()
+            ]
+            losses['loss_teacher_blocks'] = self.blocks * torch.stack(distances).mean()
+        return losses
+
+
+def check_teacher(logits: float = 1.0, blocks: float = 0.0, temperature: float = 1.0) -> None:
+    """Raises a ValueError that names the first argument out of its range."""
+    for name, value in (('logits', logits), ('blocks', blocks)):
+        if value < 0:
+            raise ValueError(f'teacher: {name} is a weight and must not be negative, got {value}')
+    if not logits and not blocks:
+        raise ValueError('teacher: logits and blocks are both 0, one must be positive')
+    if temperature <= 0:
+        raise ValueError(f'teacher: temperature must be positive, got {temperature}')
