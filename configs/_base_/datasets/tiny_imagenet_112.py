@@ -26,7 +26,7 @@ train_dataloader = dict(
     dataset=dict(
         type='CustomDataset', data_root='data/tiny_imagenet/train', pipeline=train_pipeline
     ),
-    # A quarter of the set: pruning takes one epoch for each FFN.
+    # An epoch is a part of the set; configs say how large.
     sampler=dict(type='mcf_mm.ShortEpochSampler', epoch_size=4000),
 )
 val_dataloader = dict(
