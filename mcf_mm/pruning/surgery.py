@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mcf_mm.pruning.slim import SlimLinear
+from mcf_mm.pruning.slim import AlignedLinear, SlimLinear
 from mcf_mm.pruning.structure import Structure
 from mcf_mm.pruning.targets import FFN, find_ffns
 
@@ -106,13 +106,13 @@ def resize_ffn(ffn: FFN, num_inputs: int, num_hiddens: int) -> None:
 def _describe(ffn: FFN, inputs: Tensor) -> None:
     """Lets the two layers say the sizes of their weights, and fc1 select ``inputs``.
 
-    An FFN that reads all inputs keeps (or gets back) a plain linear layer: nothing to gather.
+    An FFN that reads all inputs has nothing to gather.
     """
+    linear = nn.Linear(1, 1, device='meta')
+    linear.weight, linear.bias = ffn.fc1.weight, ffn.fc1.bias
+    linear.train(ffn.fc1.training)
     if len(inputs) < ffn.width:
-        ffn.replace_fc1(SlimLinear.from_linear(ffn.fc1, inputs))
-    elif isinstance(ffn.fc1, SlimLinear):
-        linear = nn.Linear(1, 1, device='meta')
-        linear.weight, linear.bias = ffn.fc1.weight, ffn.fc1.bias
-        ffn.replace_fc1(linear)
-    ffn.fc1.out_features, ffn.fc1.in_features = ffn.fc1.weight.shape
+        ffn.replace_fc1(SlimLinear.from_linear(linear, inputs))
+    else:
+        ffn.replace_fc1(AlignedLinear.from_linear(linear))
     ffn.fc2.in_features = ffn.fc2.weight.shape[1]
