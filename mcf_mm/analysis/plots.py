@@ -170,7 +170,9 @@ def parts_figure(before: Complexity, after: Complexity) -> Figure:
                 color=('0.75', 'tab:blue')[shift],
                 label=f'{label}, {total:.3g} in all',
             )
-            axes.bar_label(bars, fmt='%.3g', fontsize='x-small')
+            # Next to nothing needs no number, and labels of neighbours would overlap.
+            labels = [f'{value:.3g}' if value > 0.01 * total else '' for value in values]
+            axes.bar_label(bars, labels, fontsize='x-small')
         axes.set_xticks(range(len(cost.parts)), list(cost.parts), rotation=20)
         axes.set_title(title)
         axes.legend()

@@ -129,7 +129,8 @@ def _scatter_inputs(model: nn.Module) -> None:
             ffn.fc1.inputs.copy_(order[: ffn.sizes[0]].sort().values)
 
 
-@torch.inference_mode()
+# Not inference_mode(): Dynamo fails there on numbers of numpy, such as mmpretrain's drop rates.
+@torch.no_grad()
 def measure_throughput(
     models: Mapping[str, nn.Module],
     shape: tuple[int, int, int],

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -83,6 +84,15 @@ def test_amp():
     assert models['one'].types == [torch.float32] * 3 + [torch.bfloat16] * 3
 
 
+class Scaled(nn.Linear):
+    """Has a number of numpy, as mmpretrain's DropPath has."""
+
+    scale = np.float64(0.5)
+
+    def forward(self, images):
+        return super().forward(images * self.scale)
+
+
 def test_compile_runs_the_compiled_network(monkeypatch):
     """Inductor needs a C++ compiler; that the network goes through Dynamo is seen without."""
     graphs = []
@@ -93,7 +103,7 @@ def test_compile_runs_the_compiled_network(monkeypatch):
 
     real = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda model: real(model, backend=backend))
-    models = dict(one=nn.Linear(4, 4), two=nn.Linear(4, 8))
+    models = dict(one=Scaled(4, 4), two=nn.Linear(4, 8))
     speeds = measure_throughput(models, (3, 4, 4), batch_size=2, rounds=1, compile=True)
     assert len(graphs) == 2 and min(speeds.values()) > 0
 
