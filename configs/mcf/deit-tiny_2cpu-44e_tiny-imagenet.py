@@ -45,7 +45,7 @@ param_scheduler = [
     ),
 ]
 train_dataloader = dict(sampler=dict(epoch_size=1000))
-train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=4)
+train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=22)
 val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(

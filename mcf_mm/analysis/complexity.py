@@ -89,24 +89,12 @@ def _count_flops(model: nn.Module, shape: tuple[int, int]) -> Mapping[str, Mappi
     """FLOPs (two for each MAC) by operator, by path of the module that asks for them."""
     device = next(model.parameters()).device
     images = torch.zeros(1, 3, *shape, device=device)
-    arguments = {}
-    if hasattr(model, 'data_preprocessor'):
-        sample = BaseDataElement(
-            metainfo=dict(
-                img_shape=shape,
-                ori_shape=shape,
-                pad_shape=shape,
-                batch_input_shape=shape,
-                scale_factor=(1.0, 1.0),
-            )
-        )
-        arguments = dict(data_samples=[sample], mode='tensor')
-    # Gradients stay enabled: without them nn.MultiheadAttention takes one fused operator for
-    # which the counter has no formula.
-    with FlopCounterMode(display=False, depth=None) as counter:
+    # With gradients: without them nn.MultiheadAttention takes one fused operator for which the
+    # counter has no formula, and mcf_mm's own layers compute a few columns more than they need.
+    with torch.enable_grad(), FlopCounterMode(display=False, depth=None) as counter:
         # Not eval(), which returns None for mmpretrain's backbones.
         model.train(False)
-        model(images, **arguments)
+        model(images, **tensor_arguments(model, shape))
     flops = counter.get_flop_counts()
     root = type(model).__name__
     for name, module in model.named_modules():
@@ -124,6 +112,30 @@ def _drop_zeros(flops: dict[str, dict[Any, int]], path: str, density: float) -> 
         for around in ['Global', *('.'.join(parts[: i + 1]) for i in range(len(parts)))]:
             if around in flops:
                 flops[around][operator] -= zeros
+
+
+def tensor_arguments(
+    model: nn.Module, shape: tuple[int, int], batch_size: int = 1
+) -> dict[str, Any]:
+    """What ``model(images, ...)`` needs beside the images to run without post-processing.
+
+    Args:
+        model: mmpretrain classifier, mmdet detector, or any other network: that needs nothing.
+        shape: Height and width of the images in pixels.
+        batch_size: Number of images. Defaults to 1.
+    """
+    if not hasattr(model, 'data_preprocessor'):
+        return {}
+    sample = BaseDataElement(
+        metainfo=dict(
+            img_shape=shape,
+            ori_shape=shape,
+            pad_shape=shape,
+            batch_input_shape=shape,
+            scale_factor=(1.0, 1.0),
+        )
+    )
+    return dict(data_samples=[sample] * batch_size, mode='tensor')
 
 
 def _modules_by_part(model: nn.Module) -> dict[str, list[str]]:

@@ -245,8 +245,10 @@ def _test(config: Config, step: Step, out_dir: Path) -> tuple[Runner, dict[str, 
 
 
 def _plot_sizes(out_dir: Path, models: Mapping[str, nn.Module]) -> None:
-    sizes = {ffn.name: ffn.sizes for ffn in find_ffns(models['pruned'])}
-    plot_kept_sizes(out_dir / 'kept_sizes.png', sizes, find_ffns(models['dense'])[0].sizes)
+    full, sizes = (
+        {ffn.name: ffn.sizes for ffn in find_ffns(models[name])} for name in ('dense', 'pruned')
+    )
+    plot_kept_sizes(out_dir / 'kept_sizes.png', sizes, full)
 
 
 def _plot_scenes(out_dir: Path, runners: Mapping[str, Runner]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mcf_mm.pruning.slim import RowSparseLinear, SlimLinear
+from mcf_mm.pruning.slim import AlignedLinear, RowSparseLinear, SlimLinear
 from mcf_mm.pruning.structure import Structure
 from mcf_mm.pruning.targets import FFN, find_ffns
 
@@ -161,15 +161,15 @@ def resize_ffn(
 def _describe(ffn: FFN, inputs: Tensor) -> None:
     """Lets the two layers say the sizes of their weights, and fc1 select ``inputs``.
 
-    An FFN that reads all inputs keeps (or gets back) a plain linear layer: nothing to gather.
+    An FFN that reads all inputs has nothing to gather.
     """
     if isinstance(ffn.fc2, RowSparseLinear):
         ffn.replace(ffn.fc2_path, _plain(ffn.fc2))
+    fc1 = _plain(ffn.fc1)
     if len(inputs) < ffn.width:
-        ffn.replace(ffn.fc1_path, SlimLinear.from_linear(ffn.fc1, inputs))
-    elif isinstance(ffn.fc1, SlimLinear | RowSparseLinear):
-        ffn.replace(ffn.fc1_path, _plain(ffn.fc1))
-    ffn.fc1.out_features, ffn.fc1.in_features = ffn.fc1.weight.shape
+        ffn.replace(ffn.fc1_path, SlimLinear.from_linear(fc1, inputs))
+    else:
+        ffn.replace(ffn.fc1_path, AlignedLinear.from_linear(fc1))
     ffn.fc2.in_features = ffn.fc2.weight.shape[1]
 
 

@@ -55,6 +55,7 @@ def test_all_inputs_kept_needs_no_gather(network, batches):
     )
     prune_ffns(network, structure)
     assert not any(isinstance(module, SlimLinear) for module in network.modules())
+    assert all(ffn.sizes == (12, 20) for ffn in find_ffns(network))
     assert not any(key.endswith('inputs') for key in network.state_dict())
     network(batches[0])
 
