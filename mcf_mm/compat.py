@@ -117,19 +117,20 @@ def names_gone_from_transformers() -> list[str]:
         for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
             if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('transformers.'):
                 path = Path(transformers.origin).parent.joinpath(*node.module.split('.')[1:])
+                source = _module_source(path)
                 gone |= {
                     f'{node.module}.{alias.name}'
                     for alias in node.names
-                    if not _module_source(path / alias.name)
-                    and not re.search(rf'\b{alias.name}\b', _module_source(path))
+                    if _module_source(path / alias.name) is None
+                    and not re.search(rf'\b{alias.name}\b', source or '')
                 }
     return sorted(gone)
 
 
-def _module_source(path: Path) -> str:
-    """The source of the module or package at ``path`` (without ending), empty if there is none."""
+def _module_source(path: Path) -> str | None:
+    """The source of the module or package at ``path`` (without ending), None if there is none."""
     files = (path.with_suffix('.py'), path / '__init__.py')
-    return next((file.read_text(encoding='utf-8') for file in files if file.is_file()), '')
+    return next((file.read_text(encoding='utf-8') for file in files if file.is_file()), None)
 
 
 class _DependencyLoader(importlib.machinery.SourceFileLoader):
