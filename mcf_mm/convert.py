@@ -7,7 +7,7 @@ in three things, all exact.
 - mmpretrain merges the patches of a Swin with ``nn.Unfold``, which orders the inputs of a patch
   merging channel by channel; the others go pixel by pixel.
 - ``relative_position_index`` and ``attn_mask`` follow from the sizes of a Swin. They are left
-  out; the index is made anew for mmpretrain and the original release, whose networks load it.
+  out; the index is made anew for all but timm, which has none (transformers 5 passes over it).
 
 Networks that mcf_mm made slim convert too, with the sizes of their FFNs and the index buffers
 ``inputs``. Hugging Face's own classes cannot load these; see :mod:`mcf_mm.export` for timm's.
@@ -66,7 +66,7 @@ def _convert(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tenso
                 converted[target.write(part, third)] = rows.clone()
         else:
             converted[name] = tensor
-        if name.endswith('bias_table') and to in ('mmpretrain', 'original'):
+        if name.endswith('bias_table') and to != 'timm':
             index = name.replace('bias_table', 'index')
             converted[index] = _relative_position_index(name, tensor)
     return converted, source, target

@@ -128,7 +128,8 @@ def test_huggingface(kind, tmp_path):
 
     theirs.save_pretrained(tmp_path / 'again')
     files = [load_file(tmp_path / folder / 'model.safetensors') for folder in ('.', 'again')]
-    assert_same(*files)
+    # Version 5 does not save the index of a Swin, older ones do.
+    assert_same(*({key: file[key] for key in file if 'index' not in key} for file in files))
     assert_same(convert_state_dict(files[1], 'mmpretrain'), ours.state_dict())
     # The names that version 5 uses in memory, and older versions in memory and in files.
     in_memory = theirs.state_dict()
