@@ -4,9 +4,14 @@
 registered models for mmpretrain and mmdet.
 """
 
-from mcf_mm.compat import install_operator_stand_in, warn_about_openmmlab
+from mcf_mm.compat import (
+    install_operator_stand_in,
+    tolerate_new_transformers,
+    warn_about_openmmlab,
+)
 
 __version__ = '0.1.0'
 
 install_operator_stand_in()
+tolerate_new_transformers()
 warn_about_openmmlab()

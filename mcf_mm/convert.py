@@ -1,90 +1,131 @@
-"""DeiT checkpoints between the names of timm and those of mmpretrain's ImageClassifier.
+"""ViT, DeiT and Swin classifiers between mmpretrain, timm, the original releases and Hugging Face.
 
-timm keeps the names of the original DeiT release, so these count as timm's. Tensors are only
-renamed: there and back gives the same bits. Networks that mcf_mm made slim convert too, with the
-sizes of their FFNs and the index buffers ``inputs``.
+There and back gives the same bits: tensors are renamed, and apart from that the libraries differ
+in three things, all exact.
+
+- Hugging Face has query, key and value in three layers, the others have them in one.
+- mmpretrain merges the patches of a Swin with ``nn.Unfold``, which orders the inputs of a patch
+  merging channel by channel; the others go pixel by pixel.
+- ``relative_position_index`` and ``attn_mask`` follow from the sizes of a Swin. They are left
+  out; the index is made anew for all but timm, which has none (transformers 5 passes over it).
+
+Networks that mcf_mm made slim convert too, with the sizes of their FFNs and the index buffers
+``inputs``. Hugging Face's own classes cannot load these; see :mod:`mcf_mm.export` for timm's.
 """
 
-import os
-import pickle
-import re
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mcf_mm.checkpoint import read_header, read_state_dict, save_state_dict
-
-#: timm's name and mmpretrain's name of each part of the network.
-PARTS = {
-    'cls_token': 'backbone.cls_token',
-    'dist_token': 'backbone.dist_token',
-    'pos_embed': 'backbone.pos_embed',
-    'patch_embed.proj': 'backbone.patch_embed.projection',
-    'norm': 'backbone.ln1',
-    'head': 'head.layers.head',
-    'head_dist': 'head.layers.head_dist',
-}
-#: The same for the parts of each layer, below ``blocks.N`` and ``backbone.layers.N``.
-LAYER_PARTS = {
-    'norm1': 'ln1',
-    'attn.qkv': 'attn.qkv',
-    'attn.proj': 'attn.proj',
-    'norm2': 'ln2',
-    'mlp': 'ffn',
-    'mlp.fc1': 'ffn.layers.0.0',
-    'mlp.fc2': 'ffn.layers.1',
-}
-LAYERS = {'timm': 'blocks', 'mmpretrain': 'backbone.layers'}
+from mcf_mm.files import read_header, read_weights, save_pth, save_state_dict
+from mcf_mm.weight_names import LIBRARIES, Names, Part, recognise
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
-    """Renames the weights of a DeiT.
+    """Converts the weights of a classifier; the names they have tell where they come from.
 
     Args:
-        state_dict: Weights under the names of the other library.
-        to: ``'mmpretrain'`` or ``'timm'``.
+        state_dict: Weights of mmpretrain's ImageClassifier with a VisionTransformer,
+            DistilledVisionTransformer or SwinTransformer, or of the same network in timm, the
+            original releases of DeiT and Swin, or Hugging Face (ViT-, DeiT- or
+            SwinForImageClassification, DeiT also WithTeacher). The classifier may be missing.
+        to: Whose names to give, one of :data:`mcf_mm.weight_names.LIBRARIES`.
 
     Returns:
-        The same tensors in the same order under the names of ``to``.
+        The weights in the same order; those that are only renamed are the same tensors.
 
     Raises:
-        ValueError: ``to`` is unknown, or a key is not one of a DeiT of the other library.
+        ValueError: ``to`` is unknown, a key is not one of these networks, a key has no
+            counterpart in ``to``, or the names are those of ``to`` already.
     """
-    unknown = [key for key in state_dict if _rename_key(key, to) is None]
-    if unknown:
-        source = next(library for library in LAYERS if library != to)
-        message = f'{len(unknown)} of {len(state_dict)} keys are not of a {source} DeiT: '
-        message += ', '.join(map(repr, unknown[:5])) + (', ...' if len(unknown) > 5 else '')
-        if all(_rename_key(key, source) for key in state_dict):
-            message += f'. These are the names of {to} already, nothing is to be converted'
-        raise ValueError(message)
-    return {_rename_key(key, to): value for key, value in state_dict.items()}
+    return _convert(state_dict, to)[0]
 
 
-def _rename_key(key: str, to: str) -> str | None:
-    """The name of one tensor in the library ``to``, None for an unknown key."""
-    part, _, leaf = key.rpartition('.')
-    if leaf in ('weight', 'bias') or (
-        leaf == 'inputs' and part.endswith(('mlp.fc1', '.layers.0.0'))
-    ):
-        renamed = _rename_part(part, to)
-        return renamed and f'{renamed}.{leaf}'
-    return _rename_part(key, to) if key.endswith(('_token', 'pos_embed')) else None
+def _convert(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], Names, Names]:
+    """The same with the names that were read and written."""
+    if to not in LIBRARIES:
+        raise ValueError(f'to must be one of {list(LIBRARIES)}, got {to!r}')
+    family, source = recognise(state_dict)
+    target = Names(family, to, state_dict)
+    if source.templates == target.templates:
+        raise ValueError(f'these are the names of {to} already, nothing is to be converted')
+    converted = {}
+    for part, tensor in _gather(state_dict, source):
+        split = target.query_key_value if '.qkv.' in part.name else ()
+        name = target.write(part, 0 if split else None)
+        if name is None:
+            raise ValueError(f'{to} has no counterpart of {source.write(part)!r}')
+        if '.downsample.' in part.name:
+            tensor = _reorder_merging(tensor, source.library, to)
+        if split:
+            # Copies, so that no file gets the storage of all three with each.
+            for third, rows in enumerate(tensor.chunk(3)):
+                converted[target.write(part, third)] = rows.clone()
+        else:
+            converted[name] = tensor
+        if name.endswith('bias_table') and to != 'timm':
+            index = name.replace('bias_table', 'index')
+            converted[index] = _relative_position_index(name, tensor)
+    return converted, source, target
 
 
-def _rename_part(part: str, to: str) -> str | None:
-    """The same for a module or a parameter without module."""
-    if to not in LAYERS:
-        raise ValueError(f'to must be one of {sorted(LAYERS)}, got {to!r}')
-    source = next(library for library in LAYERS if library != to)
-    layer = re.fullmatch(rf'{re.escape(LAYERS[source])}\.(\d+)\.(.+)', part)
-    table = LAYER_PARTS if layer else PARTS
-    if to == 'timm':
-        table = {mmpretrain: timm for timm, mmpretrain in table.items()}
-    renamed = table.get(layer[2] if layer else part)
-    return f'{LAYERS[to]}.{layer[1]}.{renamed}' if layer and renamed else renamed
+def _gather(state_dict: Mapping[str, Tensor], source: Names) -> list[tuple[Part, Tensor]]:
+    """Reads the keys, leaves derived buffers out, and puts query, key and value together."""
+    parts: dict[str, Part] = {}
+    tensors: dict[str, dict[int, Tensor]] = {}
+    for key, tensor in state_dict.items():
+        part = source.read_key(key)
+        if part.name.endswith(('relative_position_index', 'attn_mask')):
+            continue
+        thirds = tensors.setdefault(part.name, {})
+        if (part.third or 0) in thirds:
+            raise ValueError(f'{key!r} and a key before it name the same weight, {part.name!r}')
+        thirds[part.third or 0] = tensor
+        parts[part.name] = part
+    gathered = []
+    for name, part in parts.items():
+        thirds = tensors[name]
+        if part.third is None:
+            gathered.append((part, thirds[0]))
+            continue
+        if missing := [source.write(part, third) for third in range(3) if third not in thirds]:
+            raise ValueError(f'{missing} are missing beside {source.write(part, part.third)!r}')
+        gathered.append((part, torch.cat([thirds[third] for third in range(3)])))
+    return gathered
+
+
+def _reorder_merging(tensor: Tensor, source: str, to: str) -> Tensor:
+    """Orders the inputs of a patch merging, ``(4 C)`` or ``(2 C, 4 C)``, as ``to`` has them.
+
+    mmpretrain has the four pixels of one channel together, row by row; the others have the
+    channels of one pixel together, and the pixels column by column.
+    """
+    if source == 'mmpretrain':
+        pixels = tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)
+        return pixels[..., [0, 2, 1, 3], :].flatten(-2)
+    if to == 'mmpretrain':
+        pixels = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
+        return pixels.transpose(-1, -2).flatten(-2)
+    return tensor
+
+
+def _relative_position_index(name: str, table: Tensor) -> Tensor:
+    """Which row of the bias table, ``((2 w - 1)**2, heads)``, each pair of pixels reads.
+
+    Returns:
+        ``(w * w, w * w)``, int64, for square windows of w x w pixels.
+    """
+    window = (math.isqrt(len(table)) + 1) // 2
+    if (2 * window - 1) ** 2 != len(table):
+        raise ValueError(f"{name!r} has {len(table)} rows, which is no square window's (2w - 1)^2")
+    pixels = torch.arange(window * window, device=table.device)
+    row, column = pixels // window, pixels % window
+    rows = row[:, None] - row + window - 1
+    columns = column[:, None] - column + window - 1
+    return rows * (2 * window - 1) + columns
 
 
 def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> dict[str, Tensor]:
@@ -95,7 +136,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> dict[
             plain values (weights at the top level or under ``model`` or ``state_dict``).
         target: ``.safetensors``, whose header names the source, or ``.pth`` with the weights
             under ``state_dict``. Appears whole or not at all.
-        to: ``'mmpretrain'`` or ``'timm'``.
+        to: As for :func:`convert_state_dict`.
 
     Returns:
         What was written.
@@ -103,13 +144,14 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> dict[
     Raises:
         FileNotFoundError: There is no ``source``.
         ValueError: A file has another ending, ``source`` is damaged or holds objects that only
-            unpickling could read, or its keys are not those of a DeiT.
+            unpickling could read, or its weights cannot be converted.
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if target.suffix not in ('.safetensors', '.pth'):
         raise ValueError(f'the output must end in .safetensors or .pth, got {target}')
+    weights = read_weights(source)
     try:
-        state_dict = convert_state_dict(_read(source), to)
+        state_dict, names, new_names = _convert(weights, to)
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
     header = {'origin': source.name}
@@ -119,47 +161,11 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> dict[
         header.pop('indices_sha256', None)
     if isinstance(header.get('sizes'), dict):
         header['sizes'] = {
-            _rename_part(name, to) or name: sizes for name, sizes in header['sizes'].items()
+            new_names.write(part) if (part := names.read(name)) else name: sizes
+            for name, sizes in header['sizes'].items()
         }
     if target.suffix == '.safetensors':
         save_state_dict(target, state_dict, header)
     else:
-        _save_pth(target, {'state_dict': state_dict, 'meta': header})
+        save_pth(target, {'state_dict': state_dict, 'meta': header})
     return state_dict
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == '.safetensors':
-        return read_state_dict(str(path))
-    if path.suffix not in ('.pth', '.pt', '.bin'):
-        raise ValueError('a checkpoint must end in .safetensors, .pth, .pt or .bin')
-    if not path.is_file():
-        raise FileNotFoundError(f'no checkpoint {path}')
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            'holds more than tensors (a training checkpoint does) or is damaged. If you trust it, '
-            'save the weights alone: '
-            "torch.save(torch.load(IN, weights_only=False)['state_dict'], OUT)"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f'not a whole PyTorch checkpoint: {error}') from error
-    for key in ('model', 'state_dict'):
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-    if not isinstance(checkpoint, dict) or not all(
-        isinstance(value, Tensor) for value in checkpoint.values()
-    ):
-        raise ValueError("no weights at the top level, under 'model' or under 'state_dict'")
-    return checkpoint
-
-
-def _save_pth(path: Path, checkpoint: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        torch.save(checkpoint, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -212,3 +212,66 @@ except ImportError as error:
     assert warning == error
     for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain'):
         assert f'{name} is missing (supported: >=' in error
+
+
+NEEDED = (
+    'from transformers.pytorch_utils import prune_linear_layer, gone\nfrom transformers import A'
+)
+
+
+@pytest.mark.parametrize(
+    'source, expected',
+    [
+        ('def prune_linear_layer(): ...', ['transformers.pytorch_utils.gone']),
+        ('from .other import prune_linear_layer, gone', []),
+        (
+            None,
+            ['transformers.pytorch_utils.gone', 'transformers.pytorch_utils.prune_linear_layer'],
+        ),
+    ],
+)
+def test_names_gone_from_transformers(tmp_path, monkeypatch, source, expected):
+    """Names are found where they are defined or passed on; without transformers none is gone."""
+    for folder in ('mmpretrain/models/multimodal/blip', 'transformers/utils'):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / 'mmpretrain/__init__.py').touch()
+    needed = f'{NEEDED}\nfrom transformers.utils import logging\n'
+    (tmp_path / 'mmpretrain/models/multimodal/blip/model.py').write_text(needed)
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    (tmp_path / 'transformers').rename(tmp_path / 'later')
+    assert compat.names_gone_from_transformers() == []
+
+    (tmp_path / 'later').rename(tmp_path / 'transformers')
+    importlib.invalidate_caches()
+    (tmp_path / 'transformers/__init__.py').touch()
+    (tmp_path / 'transformers/utils/__init__.py').touch()
+    (tmp_path / 'transformers/utils/logging.py').touch()  # a module is a name, too
+    if source:
+        (tmp_path / 'transformers/pytorch_utils.py').write_text(source)
+    assert compat.names_gone_from_transformers() == expected
+
+
+SEE_MULTIMODAL = """
+import mmpretrain.models
+from mmpretrain.registry import MODELS
+from mmpretrain.utils.dependency import WITH_MULTIMODAL, satisfy_requirement
+from mcf_mm.compat import names_gone_from_transformers
+fits = satisfy_requirement('transformers>=4.28.0') and not names_gone_from_transformers()
+assert WITH_MULTIMODAL == fits, (WITH_MULTIMODAL, fits)
+assert MODELS.get('ImageClassifier') and MODELS.get('VisionTransformer')
+if names_gone_from_transformers():
+    try:
+        MODELS.build(dict(type='BlipCaption'))
+    except ImportError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize('first', ['import mcf_mm', 'import mmpretrain\nimport mcf_mm'])
+def test_mmpretrain_beside_the_installed_transformers(first):
+    """Whether transformers is absent, of a version that mmpretrain knows, or newer."""
+    done = run_python(f'{first}\n{SEE_MULTIMODAL}', Path(compat.__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    if compat.names_gone_from_transformers():
+        assert 'multimodal networks and datasets cannot be used with transformers' in done.stdout
+        assert 'transformers.pytorch_utils.find_pruneable_heads_and_indices' in done.stdout

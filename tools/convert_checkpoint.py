@@ -1,17 +1,19 @@
-"""Converts a DeiT checkpoint between timm (or the original release) and mmpretrain."""
+"""Converts classifier checkpoints between mmpretrain, timm, the originals and Hugging Face."""
 
 import argparse
 import sys
 
 from mcf_mm.convert import convert_checkpoint
+from mcf_mm.weight_names import LIBRARIES
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Converts a DeiT checkpoint between the names of timm, which are those of the '
-        "original DeiT release, and those of mmpretrain's ImageClassifier. Tensors are only "
-        'renamed, so there and back gives the same bits. Distilled DeiTs and networks that mcf_mm '
-        'made slim are converted too. Nothing is unpickled.',
+        description='Converts a ViT, DeiT or Swin classifier between the names of mmpretrain, '
+        'timm, the original DeiT and Swin releases, and Hugging Face; the input says itself whose '
+        'names it has. There and back gives the same bits. Distilled DeiTs and networks that '
+        'mcf_mm made slim are converted too. What follows from the sizes of a Swin '
+        '(relative_position_index, attn_mask) is left out or made anew. Nothing is unpickled.',
         epilog='example: python tools/convert_checkpoint.py deit_small_patch16_224-cd65a155.pth '
         'checkpoints/deit_small_in1k.safetensors --to mmpretrain',
     )
@@ -22,9 +24,7 @@ def parse_args() -> argparse.Namespace:
         help='.safetensors file, whose header names the input, or .pth file; MMEngine reads both '
         '(load_from, init_cfg) once mcf_mm is imported',
     )
-    parser.add_argument(
-        '--to', required=True, choices=['mmpretrain', 'timm'], help='whose names OUT gets'
-    )
+    parser.add_argument('--to', required=True, choices=LIBRARIES, help='whose names OUT gets')
     return parser.parse_args()
 
 
