@@ -8,16 +8,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-venv=.venv
-stack=()
+stack=current
 case ${1:-} in
     -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' tools/run_tests.sh; exit ;;
-    --stack)
-        stack=(--stack "${2:?--stack needs a value, current or classic}")
-        [[ $2 == current ]] || venv=.venv-$2
-        shift 2 ;;
+    --stack) stack=${2:-}; shift; [[ $# == 0 ]] || shift ;;
 esac
-bash tools/setup.sh ${stack[@]+"${stack[@]}"}
+bash tools/setup.sh --stack "$stack"
+if [[ $stack == current ]]; then venv=.venv; else venv=.venv-$stack; fi
 # The networks of the tests are small: more threads only get into each other's way.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
-exec "$venv/bin/python" -m pytest "$@"
+exec "$venv/bin/python" -m pytest -rs "$@"

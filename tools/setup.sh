@@ -29,10 +29,10 @@ case "$*" in
     '--stack classic')
         venv=.venv-classic
         constraints=tools/constraints-classic.txt
-        # The extra mm is the current stack. SETUPTOOLS
+        # Not an extra of mcf_mm: its mm brings the same import names. torch and mmengine use
+        # setuptools without asking for it.
         packages=(-e '.[demo,test]' mmengine mmcv-lite mmdet mmpretrain setuptools)
         default_python=python3.10
-        # torch 2.1 has no wheels for newer ones, and mcf_mm does not run on older ones.
         python_range='3.10'
         in_range='sys.version_info[:2] == (3, 10)' ;;
     -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' tools/setup.sh; exit ;;
@@ -53,7 +53,8 @@ version=$("$python" -c 'import platform; print(platform.python_version())')
     "$venv needs Python $python_range, '$python' is $version;" \
     "name another one: PYTHON=/path/to/python3 bash tools/setup.sh $*"
 
-# Written last, so an interrupted set-up has none. The folder counts because an environment cannot be moved.
+# Written last, so an interrupted set-up has none. The folder counts because an environment cannot
+# be moved.
 stamp=$venv/mcf_mm_setup
 wanted=$(cat pyproject.toml $constraints <(echo "$version $PWD ${packages[*]}") |
     "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
