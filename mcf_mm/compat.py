@@ -88,6 +88,18 @@ class _OperatorFinder(importlib.abc.MetaPathFinder):
         )
 
 
+def build_operators_advice() -> str:
+    """Says how to get the operators for the mmcv that is installed."""
+    lite = _version('mmcv-lite')
+    # mmcv-lite is mmcv without operators, whatever it is built with.
+    package = f'mmcv=={lite} (after: pip uninstall mmcv-lite)' if lite else 'onedl-mmcv'
+    return (
+        'Build mmcv with operators: MMCV_WITH_OPS=1 pip install --no-deps --no-build-isolation '
+        f'--force-reinstall --no-binary :all: {package}; needs a C++ compiler, and nvcc for '
+        'operators on the GPU'
+    )
+
+
 def install_operator_stand_in() -> None:
     """Lets ``mmcv.ops`` be imported where mmcv has no compiled operators.
 

@@ -13,11 +13,11 @@ import torch
 import torchvision
 from torch import Tensor
 
+from mcf_mm.compat import build_operators_advice
+
 _CURE = (
     'mmcv was installed without compiled operators and mcf_mm stands in for nms and RoIAlign '
-    '(average) only. Build mmcv with operators: MMCV_WITH_OPS=1 pip install --no-deps '
-    '--no-build-isolation --force-reinstall --no-binary :all: onedl-mmcv (needs a C++ compiler, '
-    'and nvcc for operators on the GPU)'
+    f'(average) only. {build_operators_advice()}'
 )
 
 

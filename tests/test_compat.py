@@ -131,6 +131,16 @@ def test_stand_in_is_an_ordinary_module_for_environment_reports():
     assert mmcv.ops.get_compiling_cuda_version() == 'n/a (no compiled operators)'
 
 
+def test_the_advice_names_the_mmcv_that_is_installed(tmp_path, monkeypatch):
+    lite = compat._version('mmcv-lite')
+    assert (f':all: mmcv=={lite} ' if lite else ':all: onedl-mmcv;') in (
+        compat.build_operators_advice()
+    )
+    fake_distribution(tmp_path, 'mmcv-lite', '2.1.1')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert ':all: mmcv==2.1.1 (after: pip uninstall mmcv-lite)' in compat.build_operators_advice()
+
+
 def test_real_operators_are_preferred(tmp_path):
     package = tmp_path / 'mmcv'
     package.mkdir()

@@ -6,6 +6,7 @@ MMEngine's own counter leaves out (it reads DeiT-S as 4.25 G where 4.60 G are co
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -66,52 +67,63 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> Complexity:
             It stays as it is.
         shape: Height and width of the image in pixels.
     """
+    modules = _modules_by_part(model)
+    paths = [name for names in modules.values() for name in names]
     try:
-        flops = _count_flops(copy.deepcopy(model).to('meta'), shape)
+        macs = _count_macs(copy.deepcopy(model).to('meta'), shape, paths)
     except RuntimeError:
-        flops = _count_flops(copy.deepcopy(model), shape)
-    root = type(model).__name__
-    parts = {}
-    for part, names in _modules_by_part(model).items():
-        params = _num_parameters(model.get_submodule(name) for name in names)
-        macs = sum(sum(flops.get(f'{root}.{name}', {}).values()) for name in names) // 2
-        parts[part] = Cost(params, macs)
+        macs = _count_macs(copy.deepcopy(model), shape, paths)
+    parts = {
+        part: Cost(
+            _num_parameters(model.get_submodule(name) for name in names),
+            sum(macs[name] for name in names),
+        )
+        for part, names in modules.items()
+    }
     params = _num_parameters([model])
-    macs = sum(flops['Global'].values()) // 2
     parts['other'] = Cost(
         params - sum(cost.params for cost in parts.values()),
-        macs - sum(cost.macs for cost in parts.values()),
+        macs[''] - sum(cost.macs for cost in parts.values()),
     )
-    return Complexity(params, macs, parts)
+    return Complexity(params, macs[''], parts)
 
 
-def _count_flops(model: nn.Module, shape: tuple[int, int]) -> Mapping[str, Mapping[Any, int]]:
-    """FLOPs (two for each MAC) by operator, by path of the module that asks for them."""
+def _count_macs(
+    model: nn.Module, shape: tuple[int, int], paths: Iterable[str]
+) -> Mapping[str, int]:
+    """MACs of the modules at ``paths``, and of the whole network under the name ``''``."""
     device = next(model.parameters()).device
     images = torch.zeros(1, 3, *shape, device=device)
+    counter = FlopCounterMode(display=False)
+    macs = Counter()
+    # They multiply with their zeros, which layers of their own would not.
+    sparse = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, RowSparseLinear)
+    }
+
+    # The counter's own account by module is not used: in torch 2.1 it unpacks the tuples that
+    # modules return.
+    def total() -> int:
+        return counter.get_total_flops() // 2
+
+    for name in (*paths, *sparse):
+        module = model.get_submodule(name)
+        module.register_forward_pre_hook(lambda *_, name=name: macs.subtract({name: total()}))
+        module.register_forward_hook(lambda *_, name=name: macs.update({name: total()}))
     # With gradients: without them nn.MultiheadAttention takes one fused operator for which the
     # counter has no formula, and mcf_mm's own layers compute a few columns more than they need.
-    with torch.enable_grad(), FlopCounterMode(display=False, depth=None) as counter:
+    with torch.enable_grad(), counter:
         # Not eval(), which returns None for mmpretrain's backbones.
         model.train(False)
         model(images, **tensor_arguments(model, shape))
-    flops = counter.get_flop_counts()
-    root = type(model).__name__
-    for name, module in model.named_modules():
-        if isinstance(module, RowSparseLinear):
-            # It multiplies with its zeros, which a network of its own would not.
-            _drop_zeros(flops, f'{root}.{name}', module.density)
-    return flops
-
-
-def _drop_zeros(flops: dict[str, dict[Any, int]], path: str, density: float) -> None:
-    """Takes the products with zeros out of a module's count and out of those around it."""
-    for operator, count in dict(flops[path]).items():
-        zeros = round(count * (1 - density))
-        parts = path.split('.')
-        for around in ['Global', *('.'.join(parts[: i + 1]) for i in range(len(parts)))]:
-            if around in flops:
-                flops[around][operator] -= zeros
+    macs[''] = total()
+    for name, module in sparse.items():
+        zeros = round(macs[name] * (1 - module.density))
+        for around in ('', *(path for path in paths if f'{name}.'.startswith(f'{path}.'))):
+            macs[around] -= zeros
+    return macs
 
 
 def tensor_arguments(
