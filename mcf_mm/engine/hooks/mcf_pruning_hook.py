@@ -1,5 +1,7 @@
 """MCF inside one training run (section 4.2 of the paper)."""
 
+import gc
+
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
@@ -9,6 +11,7 @@ from torch import nn
 
 from mcf_mm.analysis.complexity import count_complexity, input_shape
 from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
+from mcf_mm.engine.config import require_supported_parallelism
 from mcf_mm.engine.slim_export import slim_type, write_slim
 from mcf_mm.pruning import (
     Calibration,
@@ -39,6 +42,10 @@ class MCFPruningHook(Hook):
     the epochs that remain recover. ``slim.safetensors`` and ``slim.py`` in the work directory are
     the result.
 
+    In distributed data parallel the processes share the calibration images. An EMAHook's average
+    is masked, compensated (with the statistics of the model) and cut as the model is; since it is
+    what is validated, it is also what ``slim.safetensors`` gets.
+
     Args:
         ratio: Share of inputs and of hidden units to drop, p in the paper, in [0, 1). Defaults to
             0.4.
@@ -57,8 +64,9 @@ class MCFPruningHook(Hook):
         seed: Chooses the calibration images. Defaults to 0.
 
     Raises:
-        ValueError: An argument is out of range; the model has no FFN or a pruned one; there are
-            fewer epochs than FFNs + 1; a checkpoint to resume from is not of such a run.
+        ValueError: An argument is out of range; the run is one of FSDP or DeepSpeed; the model has
+            no FFN or a pruned one; there are fewer epochs than FFNs + 1; a checkpoint to resume
+            from is not of such a run.
 
     Example:
         >>> custom_hooks = [dict(type='mcf_mm.MCFPruningHook', ratio=0.4)]
@@ -97,6 +105,12 @@ class MCFPruningHook(Hook):
         self.seed = seed
         self.sparse: dict[str, SparseFFN] = {}
         self.structure: Structure | None = None
+        self.origin: str | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Refuses to shard, and remembers where the weights come from."""
+        require_supported_parallelism(runner.cfg)
+        self.origin = runner.cfg.get('load_from')
 
     def before_train(self, runner: Runner) -> None:
         """Refuses what could not end well, before any time is spent."""
@@ -148,6 +162,7 @@ class MCFPruningHook(Hook):
         checkpoint[STATE] = {
             'sparse': {name: vars(sparse) for name, sparse in self.sparse.items()},
             'structure': self.structure.to_json() if self.structure else None,
+            'origin': self.origin,
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -155,6 +170,7 @@ class MCFPruningHook(Hook):
         if not runner._resume or STATE not in checkpoint:
             return
         model, state = _unwrapped(runner), checkpoint[STATE]
+        self.origin = state.get('origin')
         device = next(model.parameters()).device
         self.sparse = {
             name: SparseFFN(**{key: value.to(device) for key, value in parts.items()})
@@ -169,14 +185,16 @@ class MCFPruningHook(Hook):
         if self.structure is None or runner.rank != 0:
             return
         facts = dict(
-            origin=runner.cfg.get('load_from'),
+            origin=self.origin,
             method=self.method,
             input_ratio=self.input_ratio,
             hidden_ratio=self.hidden_ratio,
             compensation=self.compensation,
             epochs=runner.max_epochs,
         )
-        path = write_slim(_unwrapped(runner), runner.cfg, self.structure, runner.work_dir, facts)
+        # The average, where there is one, is what validation and MMEngine's checkpoints have.
+        model = [_unwrapped(runner), *_averages(runner)][-1]
+        path = write_slim(model, runner.cfg, self.structure, runner.work_dir, facts)
         runner.logger.info(f'MCF: wrote {path} and {path.with_suffix(".py")}')
 
     def _sparsify(self, runner: Runner, name: str) -> None:
@@ -199,7 +217,9 @@ class MCFPruningHook(Hook):
             self.seed,
             only=name,
         )
-        _apply_masks(model, self.sparse)
+        # Once is enough for the average: from here on it only takes in weights that are masked.
+        for network in (model, *_averages(runner)):
+            _apply_masks(network, self.sparse)
         thresholds = self.sparse[name].thresholds
         figures |= {'threshold_fc1': thresholds[0], 'threshold_fc2': thresholds[1]}
         _report(runner, f'MCF: sparsified {name}', figures)
@@ -214,7 +234,8 @@ class MCFPruningHook(Hook):
         )
         if self.compensation != 'none':
             calibration = self._calibrate(runner, self.names, second_moments=True)
-            compensate(model, self.structure, calibration, self.compensation)
+            for network in (model, *_averages(runner)):
+                compensate(network, self.structure, calibration, self.compensation)
         self._shrink(runner)
         self.sparse = {}
         after = count_complexity(model, self.shape)
@@ -233,13 +254,21 @@ class MCFPruningHook(Hook):
 
     def _shrink(self, runner: Runner) -> None:
         """Surgery on the model, its averages and the optimizer's state."""
-        model = _unwrapped(runner)
+        model, wrapped = _unwrapped(runner), is_model_wrapper(runner.model)
+        if wrapped:
+            # The reducer of DistributedDataParallel remembers the old sizes, and keeps alive the
+            # autograd nodes that do: it has to be gone before the parameters shrink.
+            runner.model = model
+            gc.collect()
         prune_ffns(model, self.structure, runner.optim_wrapper.optimizer)
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
-                prune_ffns(hook.ema_model.module, self.structure)
-        if is_model_wrapper(runner.model):
-            # The reducer of DistributedDataParallel remembers the old sizes.
+                average = hook.ema_model
+                prune_ffns(average.module, self.structure)
+                if average.update_buffers:
+                    # It updates through this dictionary of tensors, which are of the old sizes.
+                    average.avg_parameters = average.module.state_dict()
+        if wrapped:
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
 
     def _calibrate(
@@ -256,11 +285,17 @@ class MCFPruningHook(Hook):
             [ffn for ffn in require_dense_ffns(model) if ffn.name in names],
             second_moments,
             image_names,
+            shared=runner.distributed,
         )
 
 
 def _unwrapped(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _averages(runner: Runner) -> list[nn.Module]:
+    """The networks that EMAHooks keep."""
+    return [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
 
 
 def _apply_masks(model: nn.Module, sparse: dict[str, SparseFFN]) -> None:
