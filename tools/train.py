@@ -14,7 +14,8 @@ from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
-from mcf_mm.engine.config import hook_types, load_config, require_supported_parallelism
+from mcf_mm.engine.config import hook_types, load_config
+from mcf_mm.engine.parallel import require_supported_parallelism, start_cpu_processes
 from mcf_mm.engine.resume import make_resumable, resume
 
 
@@ -56,6 +57,7 @@ def main() -> None:
     if 'MCFPruningHook' in hook_types(cfg):
         # The hook says so too, but MMEngine would first ask for DeepSpeed or shard the model.
         require_supported_parallelism(cfg)
+    start_cpu_processes(cfg)
     make_resumable(cfg)
     if args.resume:
         resume(cfg, None if args.resume == 'latest' else args.resume)

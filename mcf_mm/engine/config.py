@@ -3,8 +3,6 @@
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import MODEL_WRAPPERS, DefaultScope
-from torch.nn.parallel import DistributedDataParallel
 
 
 def load_config(
@@ -45,28 +43,3 @@ def load_config(
 def hook_types(cfg: Config) -> list[str]:
     """Class names of the custom hooks in a config, without scope."""
     return [hook['type'].rpartition('.')[2] for hook in cfg.get('custom_hooks') or []]
-
-
-def require_supported_parallelism(cfg: Config) -> None:
-    """Refuses what in-run pruning cannot cut: a model whose parameters are sharded.
-
-    Args:
-        cfg: Config of a training run.
-
-    Raises:
-        ValueError: The config is one for MMEngine's strategies (DeepSpeed, FSDP, ColossalAI), or
-            wraps the model in something else than DistributedDataParallel.
-    """
-    advice = (
-        'MCFPruningHook trains in one process or with MMDistributedDataParallel, which have whole '
-        'parameters to cut; or prune in one shot with tools/prune.py and train the slim network'
-    )
-    for key, default in (('runner_type', 'Runner'), ('strategy', None)):
-        if cfg.get(key, default) != default:
-            raise ValueError(f'{key} is {cfg[key]}: {advice}')
-    kind = (cfg.get('model_wrapper_cfg') or {}).get('type')
-    if kind is not None and cfg.get('launcher', 'none') != 'none':
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-            wrapper = MODEL_WRAPPERS.get(kind) if isinstance(kind, str) else kind
-        if wrapper is None or not issubclass(wrapper, DistributedDataParallel):
-            raise ValueError(f'model_wrapper_cfg.type is {kind}: {advice}')

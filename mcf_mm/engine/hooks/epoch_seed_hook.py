@@ -40,6 +40,9 @@ class EpochSeedHook(Hook):
         """Lets the workers know how to seed; none has been started yet."""
         loader = runner.train_dataloader
         if loader.num_workers > 0:
+            # Workers that start draw their seeds from the global generator, those that live on do
+            # not: with a generator of its own the loader leaves the other one alone.
+            loader.generator = torch.Generator()
             loader.worker_init_fn = functools.partial(
                 _init_worker, loader.worker_init_fn, self.epoch, (runner.seed, runner.rank)
             )

@@ -11,7 +11,7 @@ from torch import nn
 
 from mcf_mm.analysis.complexity import count_complexity, input_shape
 from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
-from mcf_mm.engine.config import require_supported_parallelism
+from mcf_mm.engine.parallel import require_supported_parallelism
 from mcf_mm.engine.slim_export import slim_type, write_slim
 from mcf_mm.pruning import (
     Calibration,
