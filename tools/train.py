@@ -4,7 +4,7 @@ A config with ``dict(type='mcf_mm.MCFPruningHook', ratio=0.4)`` among its ``cust
 while it trains and leaves ``slim.safetensors`` and ``slim.py`` in the work directory.
 
     python tools/train.py configs/mcf/mcf_deit-small_8xb128_in1k.py
-    python tools/train.py CONFIG --resume            # go on after a crash
+    python tools/train.py CONFIG --resume            # go on after a crash, to the same weights
     torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch
 """
 
@@ -14,7 +14,9 @@ from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
-from mcf_mm.engine.config import load_config
+from mcf_mm.engine.config import hook_types, load_config
+from mcf_mm.engine.parallel import require_supported_parallelism, start_cpu_processes
+from mcf_mm.engine.resume import make_resumable, resume
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,9 +54,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
+    if 'MCFPruningHook' in hook_types(cfg):
+        # The hook says so too, but MMEngine would first ask for DeepSpeed or shard the model.
+        require_supported_parallelism(cfg)
+    start_cpu_processes(cfg)
+    make_resumable(cfg)
     if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'latest' else args.resume
+        resume(cfg, None if args.resume == 'latest' else args.resume)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
+from mmengine.dist import get_dist_info
 from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, Subset
 
 
 def calibration_loader(cfg: Config, num_images: int, seed: int = 0) -> DataLoader:
@@ -17,6 +18,9 @@ def calibration_loader(cfg: Config, num_images: int, seed: int = 0) -> DataLoade
 
     Training images, because validation images are what results are reported on; the pipeline of
     ``val_dataloader`` (or ``test_dataloader``), because the network is to be seen as it is used.
+
+    In distributed training each process loads its share, every n-th batch, so that the batches
+    are those of one process: see ``shared`` of :func:`mcf_mm.pruning.calibrate`.
 
     Args:
         cfg: Config with a ``train_dataloader``.
@@ -38,9 +42,13 @@ def calibration_loader(cfg: Config, num_images: int, seed: int = 0) -> DataLoade
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         dataset = DATASETS.build(dataset_cfg)
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    chosen = chosen[:num_images].tolist()
+    batch_size = min(64, cfg.train_dataloader.get('batch_size', 64))
+    rank, num_processes = get_dist_info()
+    batches = list(BatchSampler(range(len(chosen)), batch_size, drop_last=False))
     return DataLoader(
-        Subset(dataset, chosen[:num_images].tolist()),
-        batch_size=min(64, cfg.train_dataloader.get('batch_size', 64)),
+        Subset(dataset, chosen),
+        batch_sampler=batches[rank::num_processes],
         num_workers=cfg.train_dataloader.get('num_workers', 0),
         collate_fn=pseudo_collate,
         # Worker seeds come from here, so calibration leaves the global generator alone.

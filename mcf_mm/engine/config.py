@@ -38,3 +38,8 @@ def load_config(
             # Starting workers anew each epoch costs seconds; mmpretrain's bases do not say so.
             loader.setdefault('persistent_workers', True)
     return cfg
+
+
+def hook_types(cfg: Config) -> list[str]:
+    """Class names of the custom hooks in a config, without scope."""
+    return [hook['type'].rpartition('.')[2] for hook in cfg.get('custom_hooks') or []]

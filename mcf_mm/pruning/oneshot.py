@@ -97,6 +97,7 @@ def prune(
     seed: int = 0,
     forward: Callable[[Any], Any] | None = None,
     image_names: Callable[[Any], Sequence[str]] | None = None,
+    observe: Callable[[Mapping[str, SparseFFN]], None] | None = None,
 ) -> Structure | None:
     """Prunes the FFNs of ``model`` in place, without training.
 
@@ -122,6 +123,8 @@ def prune(
         seed: See :func:`sparsify`. Defaults to 0.
         forward: Runs the network on one batch. Defaults to ``model`` itself.
         image_names: Names of the images of a batch, for error messages. Defaults to numbers.
+        observe: Called with scores and masks by FFN name before anything is changed, for reports.
+            Defaults to None.
 
     Returns:
         What was kept; None where ``last_step`` ends before rows agree on that.
@@ -158,6 +161,8 @@ def prune(
         seed,
         multiple=multiple,
     )
+    if observe is not None:
+        observe(sparse)
     if last_step != 'x_transformation':
         apply_masks(model, sparse)
         if last_step == 'crs':

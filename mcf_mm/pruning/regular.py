@@ -62,6 +62,11 @@ class SparseFFN:
         return cls(scores[0], masks[0], scores[1], masks[1])
 
     @property
+    def scores(self) -> tuple[Tensor, Tensor]:
+        """Importance of W1 and of W2."""
+        return self.scores1, self.scores2
+
+    @property
     def masks(self) -> tuple[Tensor, Tensor]:
         """What CRS keeps of W1 and of W2."""
         return self.mask1, self.mask2
@@ -71,7 +76,7 @@ class SparseFFN:
         """Threshold of eq. 4 for both layers: the smallest score kept, median over rows."""
         return tuple(
             float(scores.double().masked_fill(~mask, torch.inf).amin(1).median())
-            for scores, mask in zip((self.scores1, self.scores2), self.masks, strict=True)
+            for scores, mask in zip(self.scores, self.masks, strict=True)
         )
 
 

@@ -79,7 +79,7 @@ def shrink(
     kept: tuple[Tensor | None, ...],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Keeps some entries of ``parameter`` and of every optimizer state of its shape.
+    """Keeps some entries of ``parameter``, its gradient and optimizer states of its shape.
 
     Args:
         parameter: Changed in place; None (a layer without bias) is passed over.
@@ -106,8 +106,10 @@ def _cut(
     """Applies ``cut`` to a parameter and to every optimizer state of its shape."""
     shape = parameter.shape
     with torch.no_grad():
+        # The gradient is one only while some are being accumulated.
+        grad, parameter.grad = parameter.grad, None
         parameter.data = cut(parameter.data)
-        parameter.grad = None
+        parameter.grad = None if grad is None else cut(grad)
         state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == shape:

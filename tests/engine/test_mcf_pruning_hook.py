@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mcf_mm.analysis.complexity import count_complexity
 from mcf_mm.checkpoint import read_header
@@ -73,6 +74,19 @@ def test_one_ffn_per_epoch_then_small(cfg):
     assert sizes['mcf/params_after'] == count_complexity(runner.model, (32, 32)).params
     assert sizes['mcf/params_before'] > sizes['mcf/params_after']
     assert sizes['mcf/macs_before'] > sizes['mcf/macs_after']
+
+
+def test_pictures_of_the_run(cfg):
+    cfg.visualizer.vis_backends.append(dict(type='TensorboardVisBackend'))
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    names = {'kept_sizes', 'kept_inputs', 'parts'}
+    names |= {f'importance_backbone.layers.{i}.ffn' for i in range(3)}
+    assert {file.stem for file in (Path(cfg.work_dir) / 'report').iterdir()} == names
+    runner.visualizer.close()
+    events = EventAccumulator(str(Path(runner.log_dir) / 'vis_data'), dict(images=0))
+    events.Reload()
+    assert {f'mcf_{name}' for name in names} <= set(events.Tags()['images'])
 
 
 def test_the_config_it_writes_builds_the_network_it_trained(cfg):

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from mmengine.dist import barrier
-from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.utils import track_iter_progress
@@ -12,8 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mcf_mm.analysis.complexity import build_model, count_complexity, input_shape
+from mcf_mm.analysis.report import write_report
 from mcf_mm.checkpoint import read_state_dict, save_state_dict
 from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
+from mcf_mm.engine.networks import averages, cut_networks, unwrapped
+from mcf_mm.engine.parallel import require_supported_parallelism
 from mcf_mm.engine.slim_export import check_selection, write_slim
 from mcf_mm.engine.teacher import Teacher, check_teacher
 from mcf_mm.pruning import (
@@ -43,7 +45,11 @@ class MCFPruningHook(Hook):
     ``start_epoch + n - 1`` one FFN is sparsified, last first, and its mask held from then on; at
     the start of epoch ``start_epoch + n`` CRS and X-Transformation make the model really small;
     the epochs that remain recover. ``slim.safetensors`` and ``slim.py`` in the work directory are
-    the result.
+    the result; ``report/`` there has pictures of what was kept and why.
+
+    In distributed data parallel the processes share the calibration images. An EMAHook's average
+    is masked, compensated (with the statistics of the model) and cut as the model is; since it is
+    what is validated, it is also what ``slim.safetensors`` gets.
 
     Args:
         ratio: Share of inputs and of hidden units to drop, p in the paper, in [0, 1). Defaults to
@@ -70,8 +76,9 @@ class MCFPruningHook(Hook):
         seed: Chooses the calibration images. Defaults to 0.
 
     Raises:
-        ValueError: An argument is out of range; the model has no FFN or a pruned one; there are
-            fewer epochs than FFNs + 1; a checkpoint to resume from is not of such a run.
+        ValueError: An argument is out of range; the run is one of FSDP or DeepSpeed; the model has
+            no FFN or a pruned one; there are fewer epochs than FFNs + 1; a checkpoint to resume
+            from is not of such a run.
 
     Example:
         >>> custom_hooks = [dict(type='mcf_mm.MCFPruningHook', ratio=0.4)]
@@ -121,11 +128,17 @@ class MCFPruningHook(Hook):
         # What surgery has done: at most one of the two.
         self.structure: Structure | None = None
         self.row_masks: dict[str, tuple[Tensor, Tensor]] | None = None
+        self.origin: str | None = None
 
     @property
     def is_small(self) -> bool:
         """Whether surgery is done."""
         return self.structure is not None or self.row_masks is not None
+
+    def before_run(self, runner: Runner) -> None:
+        """Refuses to shard, and remembers where the weights come from."""
+        require_supported_parallelism(runner.cfg)
+        self.origin = runner.cfg.get('load_from')
 
     def before_train(self, runner: Runner) -> None:
         """Refuses what could not end well, before any time is spent."""
@@ -136,7 +149,7 @@ class MCFPruningHook(Hook):
             )
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise ValueError('MCFPruningHook works with one optimizer, got several')
-        model = _unwrapped(runner)
+        model = unwrapped(runner)
         if self.teacher is not None:
             self._prepare_teacher(runner)
         self.names = [ffn.name for ffn in find_ffns(model)]
@@ -175,11 +188,11 @@ class MCFPruningHook(Hook):
             if self.last_step != 'fis':
                 self._cut(runner)
             if self.teacher is not None:
-                self.teacher_model.attach(_unwrapped(runner))
+                self.teacher_model.attach(unwrapped(runner))
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         """Holds the masks: what the optimizer moved away from zero goes back."""
-        apply_masks(_unwrapped(runner), self.sparse)
+        apply_masks(unwrapped(runner), self.sparse)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Adds the state of the pruning, so that ``--resume`` goes on where it was."""
@@ -187,13 +200,15 @@ class MCFPruningHook(Hook):
             'sparse': {name: vars(sparse) for name, sparse in self.sparse.items()},
             'structure': self.structure.to_json() if self.structure else None,
             'row_masks': self.row_masks,
+            'origin': self.origin,
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """On ``--resume``, makes the model as small as the weights that are about to come."""
         if not runner._resume or STATE not in checkpoint:
             return
-        model, state = _unwrapped(runner), checkpoint[STATE]
+        model, state = unwrapped(runner), checkpoint[STATE]
+        self.origin = state.get('origin')
         device = next(model.parameters()).device
         self.sparse = {
             name: SparseFFN(**{key: value.to(device) for key, value in parts.items()})
@@ -203,14 +218,14 @@ class MCFPruningHook(Hook):
             self.structure = Structure.from_json(state['structure'])
         self.row_masks = state.get('row_masks')
         if self.is_small:
-            self._shrink(runner)
+            cut_networks(runner, self._cut_ffns)
 
     def after_train(self, runner: Runner) -> None:
         """Writes the slim checkpoint and its config."""
         if runner.rank != 0 or not (self.is_small or self.sparse):
             return
         facts = dict(
-            origin=runner.cfg.get('load_from'),
+            origin=self.origin,
             method=self.method,
             input_ratio=self.input_ratio,
             hidden_ratio=self.hidden_ratio,
@@ -218,12 +233,14 @@ class MCFPruningHook(Hook):
             last_step=self.last_step,
             epochs=runner.max_epochs,
         )
-        path = write_slim(_unwrapped(runner), runner.cfg, runner.work_dir, facts)
+        # The average, where there is one, is what validation and MMEngine's checkpoints have.
+        model = [unwrapped(runner), *averages(runner)][-1]
+        path = write_slim(model, runner.cfg, runner.work_dir, facts)
         runner.logger.info(f'MCF: wrote {path} and {path.with_suffix(".py")}')
 
     def _sparsify(self, runner: Runner, name: str) -> None:
         """FIS on one FFN, guided through those behind it."""
-        model = _unwrapped(runner)
+        model = unwrapped(runner)
         ffn = next(ffn for ffn in find_ffns(model) if ffn.name == name)
         figures = {
             f'band_{layer}': band_limit(getattr(ffn, layer).weight, self.scale)
@@ -242,14 +259,16 @@ class MCFPruningHook(Hook):
             only=name,
             multiple=self.multiple,
         )
-        apply_masks(model, self.sparse)
+        # Once is enough for the average: from here on it only takes in weights that are masked.
+        for network in (model, *averages(runner)):
+            apply_masks(network, self.sparse)
         thresholds = self.sparse[name].thresholds
         figures |= {'threshold_fc1': thresholds[0], 'threshold_fc2': thresholds[1]}
         _report(runner, f'MCF: sparsified {name}', figures)
 
     def _cut(self, runner: Runner) -> None:
         """X-Transformation, compensation and surgery."""
-        model = _unwrapped(runner)
+        model = unwrapped(runner)
         before = count_complexity(model, self.shape)
         sparse = {name: self.sparse[name] for name in self.names}
         if self.last_step == 'crs':
@@ -260,8 +279,9 @@ class MCFPruningHook(Hook):
             )
         if self.compensation != 'none':
             calibration = self._calibrate(runner, self.names, second_moments=True)
-            compensate(model, self.structure, calibration, self.compensation)
-        self._shrink(runner)
+            for network in (model, *averages(runner)):
+                compensate(network, self.structure, calibration, self.compensation)
+        cut_networks(runner, self._cut_ffns)
         self.sparse = {}
         after = count_complexity(model, self.shape)
         for ffn in find_ffns(model):
@@ -278,17 +298,16 @@ class MCFPruningHook(Hook):
                 'macs_after': after.macs,
             },
         )
-
-    def _shrink(self, runner: Runner) -> None:
-        """Surgery on the model, its averages and the optimizer's state."""
-        model = _unwrapped(runner)
-        self._cut_ffns(model, runner.optim_wrapper.optimizer)
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):
-                self._cut_ffns(hook.ema_model.module)
-        if is_model_wrapper(runner.model):
-            # The reducer of DistributedDataParallel remembers the old sizes.
-            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+        if self.structure is not None and runner.rank == 0:
+            write_report(
+                Path(runner.work_dir) / 'report',
+                self.structure,
+                {name: ffn.scores for name, ffn in sparse.items()},
+                before,
+                after,
+                runner.visualizer,
+                runner.epoch,
+            )
 
     def _cut_ffns(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
         if self.structure is not None:
@@ -300,7 +319,7 @@ class MCFPruningHook(Hook):
         """Keeps the dense network in a file, for ``--resume`` starts from a pruned one."""
         path = Path(runner.work_dir) / 'teacher.safetensors'
         if runner.epoch == 0 and runner.rank == 0:
-            save_state_dict(path, _unwrapped(runner).state_dict(), {'origin': 'teacher'})
+            save_state_dict(path, unwrapped(runner).state_dict(), {'origin': 'teacher'})
         dense = build_model(runner.cfg)
         barrier()
         dense.load_state_dict(read_state_dict(str(path)))
@@ -310,7 +329,7 @@ class MCFPruningHook(Hook):
     def _calibrate(
         self, runner: Runner, names: list[str], second_moments: bool = False
     ) -> Calibration:
-        model = _unwrapped(runner)
+        model = unwrapped(runner)
         batches = self.loader
         if runner.rank == 0:
             batches = track_iter_progress((iter(self.loader), len(self.loader)))
@@ -321,11 +340,8 @@ class MCFPruningHook(Hook):
             [ffn for ffn in require_dense_ffns(model) if ffn.name in names],
             second_moments,
             image_names,
+            shared=runner.distributed,
         )
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _report(runner: Runner, text: str, values: dict[str, float]) -> None:

@@ -1,0 +1,51 @@
+"""The metafiles say what the configs build."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+
+from mcf_mm.analysis.complexity import (
+    build_model,
+    count_complexity,
+    input_shape,
+    pruning_arguments,
+    shrink_by_ratio,
+)
+
+ROOT = Path(__file__).parents[2]
+METAFILES = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+MODELS = [
+    model for file in METAFILES for model in yaml.safe_load((ROOT / file).read_text())['Models']
+]
+
+
+def test_every_published_recipe_is_listed():
+    listed = {model['Config'] for model in MODELS}
+    recipes = (ROOT / 'configs/mcf').glob('*_in1k.py')
+    assert listed == {f'configs/mcf/{path.name}' for path in recipes}
+
+
+@pytest.mark.parametrize('model', MODELS, ids=lambda model: model['Name'])
+def test_parameters_and_macs(model):
+    config = Config.fromfile(ROOT / model['Config'])
+    assert Path(model['Config']).stem == model['Name']
+    dense = build_model(config)
+    shape = input_shape(config)
+    slim = shrink_by_ratio(dense, **pruning_arguments(config))
+    for network, prefix in ((dense, 'Dense '), (slim, '')):
+        count = count_complexity(network, shape)
+        assert count.params == model['Metadata'][f'{prefix}Parameters']
+        assert count.macs == model['Metadata'][f'{prefix}MACs']
+
+
+@pytest.mark.parametrize('model', MODELS, ids=lambda model: model['Name'])
+def test_the_readme_has_the_figures(model):
+    readme = (ROOT / model['Config']).with_name('README.md').read_text()
+    row = next(line for line in readme.splitlines() if f'({model["Name"]}.py)' in line)
+    metadata = model['Metadata']
+    assert f'{metadata["Parameters"] / 1e6:.3f} M' in row
+    assert f'{metadata["MACs"] / 1e9:.3f} G' in row
+    if paper := model.get('Paper'):
+        assert f'{paper["Top 1 Accuracy"]}' in row and paper['Parameters'] in row
