@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import recording  # noqa: F401  registers its hooks
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
