@@ -1,6 +1,5 @@
 """In-run pruning over two processes (gloo), and what cannot be cut is refused."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +9,10 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from recording import ROOT, environment
 
 from mcf_mm.engine import MCFPruningHook
 from mcf_mm.engine.parallel import require_supported_parallelism
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def launch(config, *arguments):
@@ -25,12 +23,7 @@ def launch(config, *arguments):
         [sys.executable, *command, *script, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={
-            **os.environ,
-            'CUDA_VISIBLE_DEVICES': '',
-            'OMP_NUM_THREADS': '1',
-            'PYTHONPATH': os.pathsep.join((str(ROOT), str(Path(__file__).parent))),
-        },
+        env=environment(CUDA_VISIBLE_DEVICES=''),
         timeout=400,
     )
     assert done.returncode == 0, done.stderr

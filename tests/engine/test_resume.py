@@ -4,31 +4,23 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import recording  # noqa: F401  registers its hooks
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from recording import ROOT, environment
 
 from mcf_mm.checkpoint import load_from_safetensors
 from mcf_mm.engine.resume import is_whole, latest_checkpoint, make_resumable, resume
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def train(config, *arguments, **environment):
+def train(config, *arguments, **more):
     return subprocess.run(
         [sys.executable, ROOT / 'tools' / 'train.py', config, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={
-            **os.environ,
-            'OMP_NUM_THREADS': '1',
-            'PYTHONPATH': os.pathsep.join((str(ROOT), str(Path(__file__).parent))),
-            **environment,
-        },
+        env=environment(**more),
         timeout=300,
     )
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import distributed
 
 from mcf_mm.pruning import CalibrationError, calibrate, find_ffns
 from mcf_mm.pruning.calibration import _Rows
@@ -67,3 +68,46 @@ def test_rows_are_kept_in_one_tensor():
         places.add(rows.rows.data_ptr())
     assert len(places) <= 3
     assert len(rows) == 2100 and torch.equal(rows.result(), torch.cat(parts))
+
+
+def _calibrate_share(rank, size, folder, works):
+    """One of several processes; leaves what it found, or the error."""
+    torch.set_num_threads(1)
+    store = f'file://{folder}/store'
+    distributed.init_process_group('gloo', init_method=store, rank=rank, world_size=size)
+    found = []
+    for network, batches in works:
+        try:
+            found.append(calibrate(network, batches[rank::size], second_moments=True, shared=True))
+        except CalibrationError as error:
+            found.append(str(error))
+    torch.save(found, folder / f'{rank}.pt')
+    distributed.destroy_process_group()
+
+
+def test_processes_that_share_the_images_find_what_one_finds(network, batches, tmp_path):
+    bad = [batches[0], batches[1].clone()]
+    bad[1][2, 0, 0] = torch.nan
+    # Three batches for two processes are unequal shares; one leaves a process without images.
+    works = [(network, batches), (network, batches[:1]), (network, bad)]
+    torch.multiprocessing.spawn(_calibrate_share, (2, tmp_path, works), nprocs=2)
+    parts = [torch.load(tmp_path / f'{rank}.pt', weights_only=False) for rank in range(2)]
+
+    for (_, images), first, second in zip(works[:2], *(part[:2] for part in parts), strict=True):
+        alone = calibrate(network, images, second_moments=True)
+        for shared in (first, second):
+            assert torch.equal(shared.classes, alone.classes)
+            assert torch.equal(shared.output, alone.output)
+            for kind in ('inputs', 'hiddens'):
+                for name, one in getattr(alone, kind).items():
+                    both = getattr(shared, kind)[name]
+                    assert torch.equal(both.tokens, one.tokens)
+                    assert torch.equal(both.mean, one.mean)
+                    assert torch.equal(both.mean_square, one.mean_square)
+                    torch.testing.assert_close(
+                        both.covariance, one.covariance, atol=1e-14, rtol=1e-12
+                    )
+                    assert torch.equal(both.covariance, getattr(first, kind)[name].covariance)
+    # An image of the second process was bad: no process waits for it.
+    assert parts[0][2] == parts[1][2]
+    assert 'blocks.0.mlp.fc1 is not finite for image number 2' in parts[0][2]

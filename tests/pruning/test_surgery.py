@@ -101,3 +101,16 @@ def test_a_structure_that_does_not_fit_changes_nothing(network, structure):
     with pytest.raises(ValueError, match=r'blocks\.2\.mlp has 12 inputs .* up to input 12'):
         prune_ffns(network, Structure(large))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_a_gradient_that_is_being_accumulated_shrinks_along(network, batches, structure):
+    mask(network, structure)
+    late, early = copy.deepcopy(network), network
+    late(batches[0]).square().mean().backward()
+    for model in (late, early):
+        prune_ffns(model, structure)
+    early(batches[0]).square().mean().backward()
+    for model in (late, early):
+        model(batches[1]).square().mean().backward()
+    for (name, a), b in zip(early.named_parameters(), late.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=name)
