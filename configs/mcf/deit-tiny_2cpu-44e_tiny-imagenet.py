@@ -49,6 +49,6 @@ train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=22)
 val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=20), checkpoint=dict(interval=1, max_keep_ckpts=2)
+    logger=dict(type='LoggerHook', interval=8), checkpoint=dict(interval=1, max_keep_ckpts=2)
 )
 randomness = dict(seed=0)

@@ -13,9 +13,9 @@ ALIGNMENT = 8
 class AlignedLinear(nn.Linear):
     """``nn.Linear`` that is not slowed down by an odd number of outputs: ``fc1`` after pruning.
 
-    Without gradients the weight is padded with zero rows for the product and the surplus outputs
-    are cut off again; parameters and state dict know nothing of it. With gradients it is a plain
-    linear layer, and so it is for whoever counts MACs.
+    The weight is padded with zero rows for the product and the surplus outputs are cut off again;
+    parameters and state dict know nothing of it. In evaluation mode with gradients, where MACs
+    are counted, it is a plain linear layer.
 
     Shape:
         Input ``(..., in_features)``, output ``(..., out_features)``, then perhaps not contiguous.
@@ -32,7 +32,7 @@ class AlignedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         surplus = -self.out_features % ALIGNMENT
-        if surplus == 0 or torch.is_grad_enabled():
+        if surplus == 0 or (torch.is_grad_enabled() and not self.training):
             return F.linear(x, self.weight, self.bias)
         weight = F.pad(self.weight, (0, 0, 0, surplus))
         bias = None if self.bias is None else F.pad(self.bias, (0, surplus))
