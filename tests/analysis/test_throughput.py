@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from packaging.version import Version
 from torch import nn
 
 from mcf_mm.analysis.throughput import Comparison, Speed, dense_and_pruned, measure_throughput
@@ -105,7 +106,9 @@ def test_compile_runs_the_compiled_network(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda model: real(model, backend=backend))
     models = dict(one=Scaled(4, 4), two=nn.Linear(4, 8))
     speeds = measure_throughput(models, (3, 4, 4), batch_size=2, rounds=1, compile=True)
-    assert len(graphs) == 2 and min(speeds.values()) > 0
+    # The Dynamo of torch 2.1 leaves a network with numbers of numpy to Python.
+    expected = 2 if Version(torch.__version__) >= Version('2.4') else 1
+    assert len(graphs) == expected and min(speeds.values()) > 0
 
 
 @pytest.mark.parametrize('arguments', [dict(batch_size=0), dict(rounds=0)])
