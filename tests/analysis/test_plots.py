@@ -70,7 +70,7 @@ def test_importance_and_what_is_kept_of_it():
         'inputs of fc2': [0, 4, 9],
     }
     assert axes['inputs of fc1'].get_title() == '2 of 4 kept'
-    assert 'layers.0.ffn' in figure.get_suptitle()
+    assert 'layers.0.ffn' in figure._suptitle.get_text()
 
 
 def test_large_maps_are_averaged():
