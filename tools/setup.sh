@@ -22,7 +22,7 @@ case "$*" in
     '' | '--stack current')
         venv=.venv
         constraints=tools/constraints.txt
-        packages=(-e '.[mm,demo,test]')
+        packages=(-e '.[mm,demo,test,huggingface]')
         default_python=python3
         python_range='3.10 or newer'
         in_range='sys.version_info >= (3, 10)' ;;
