@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mcf_mm.analysis.complexity import Complexity, build_model, count_complexity, input_shape
 from mcf_mm.checkpoint import read_state_dict
+from mcf_mm.models.ffn_sizes import sizes_in
 from mcf_mm.pruning import Structure, find_ffns
 from mcf_mm.pruning.surgery import resize_ffn
 
@@ -84,34 +85,40 @@ def report_checkpoint(config: Config, checkpoint: str | Path, out_dir: str | Pat
         FileNotFoundError: There is no such checkpoint.
         ValueError: The config's network has no FFN, or the checkpoint lacks one of them.
     """
-    config = copy.deepcopy(config)
-    for key in ('sizes', 'ffn_inputs', 'ffn_hiddens', 'init_cfg'):
-        (config.model.get('backbone') or {}).pop(key, None)
-    model = build_model(config)
+    model = build_model(_dense(config))
     state_dict = read_state_dict(str(checkpoint))
     shape = input_shape(config)
     before = count_complexity(model, shape)
-    full, sizes, inputs = {}, {}, {}
-    for ffn in find_ffns(model):
-        key = f'{ffn.name}.{ffn.fc1_path}'
-        if f'{key}.weight' not in state_dict:
-            raise ValueError(
-                f'{checkpoint} has no {key}.weight: is it a checkpoint of this config? It has keys '
-                f'such as {list(state_dict)[:3]}'
-            )
-        full[ffn.name] = ffn.sizes
-        hiddens, reads = state_dict[f'{key}.weight'].shape
-        resize_ffn(ffn, reads, hiddens)
-        sizes[ffn.name] = ffn.sizes
-        if f'{key}.inputs' in state_dict:
-            inputs[ffn.name] = state_dict[f'{key}.inputs']
-    if not sizes:
+    ffns = find_ffns(model)
+    if not ffns:
         raise ValueError(f'{type(model).__name__} has no FFN that could have been pruned')
+    full, sizes, inputs = {}, {}, {}
+    for ffn, found in zip(
+        ffns, sizes_in(state_dict, ffns, '', str(checkpoint)).values(), strict=True
+    ):
+        full[ffn.name] = ffn.sizes
+        resize_ffn(ffn, *found)
+        sizes[ffn.name] = ffn.sizes
+        index = state_dict.get(f'{ffn.name}.{ffn.fc1_path}.inputs')
+        # Rows with inputs of their own have no one set to show.
+        if index is not None and ffn.selection == 'layer':
+            inputs[ffn.name] = index
     after = count_complexity(model, shape)
     plots = _plots()
     if plots is None:
         return []
     return _write(plots, _overview(plots, full, sizes, inputs, before, after), out_dir)
+
+
+def _dense(config: Config) -> Config:
+    """The config of the network before it was pruned."""
+    config = copy.deepcopy(config)
+    for part in (config.model, config.model.get('backbone') or {}):
+        for key in ('sizes', 'ffn_inputs', 'ffn_hiddens', 'ffn_selection', 'init_cfg'):
+            part.pop(key, None)
+        if part.get('ffn_sizes'):
+            part.ffn_sizes = {}
+    return config
 
 
 def _plots():

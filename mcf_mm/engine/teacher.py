@@ -93,6 +93,13 @@ class Teacher:
             )
             losses['loss_teacher_logits'] = self.logits * self.temperature**2 * divergence
         if self.blocks:
+            for name, target in wanted.items():
+                if seen[name].shape != target.shape:
+                    raise ValueError(
+                        f'teacher: blocks is {self.blocks}, but {name} puts out '
+                        f'{tuple(seen[name].shape)} in training and {tuple(target.shape)} in the '
+                        'teacher (DINO adds queries in training); set blocks=0'
+                    )
             distances = [
                 F.mse_loss(seen[name].float(), target.float()) / target.float().square().mean()
                 for name, target in wanted.items()

@@ -64,9 +64,9 @@ def sizes_in(
         for key in (f'{first}.weight', f'{second}.weight'):
             if key not in state_dict:
                 raise ValueError(
-                    f"sizes='auto': {source} has no {key!r}. It has keys such as "
-                    f'{list(state_dict)[:3]}; set the prefix of init_cfg to what stands before '
-                    f"'{ffn.name}' there"
+                    f'{source} has no {key!r}, which its sizes are read from: is it a checkpoint '
+                    f'of this network? It has keys such as {list(state_dict)[:3]}; the prefix of '
+                    f"init_cfg must be what stands before '{ffn.name}' there"
                 )
         inputs = state_dict[f'{first}.weight'].shape[1]
         hiddens = state_dict[f'{second}.weight'].shape[1]

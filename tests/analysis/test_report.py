@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mcf_mm.analysis.complexity import build_model, count_complexity
 from mcf_mm.analysis.report import report_checkpoint, write_report
 from mcf_mm.checkpoint import save_state_dict
-from mcf_mm.pruning import SparseFFN, find_ffns, prune_ffns, x_transformation
+from mcf_mm.pruning import SparseFFN, find_ffns, prune, prune_ffns, x_transformation
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'report.py'
 
@@ -109,6 +109,35 @@ def test_without_matplotlib_the_log_says_what_to_install(pruned, tmp_path, monke
     assert log.read_text().count('matplotlib is missing, pip install matplotlib') == 1
 
 
+def test_rows_with_own_inputs_and_networks_without_slim_class(config, tmp_path, monkeypatch):
+    from mcf_mm.analysis import report
+
+    costs = []
+    monkeypatch.setattr(report, '_overview', lambda *args: costs.append(args) or {})
+    model = build_model(config)
+    images = [torch.randn(4, 3, 32, 32)]
+    prune(model, images, last_step='crs', forward=lambda x: model(x, mode='tensor'))
+    save_state_dict(tmp_path / 'rows.safetensors', model.state_dict(), {})
+    rows = Config(config.to_dict())
+    rows.model.backbone.update(ffn_inputs=9, ffn_hiddens=38, ffn_selection='row')
+    report_checkpoint(rows, tmp_path / 'rows.safetensors', tmp_path)
+    model = build_model(config)
+    prune(model, images, forward=lambda x: model(x, mode='tensor'))
+    save_state_dict(tmp_path / 'slim.safetensors', model.state_dict(), {})
+    other = Config(config.to_dict())
+    other.model.backbone.update(
+        type='mcf_mm.SlimModel',
+        base='mmpretrain.VisionTransformer',
+        ffn_sizes={f'layers.{layer}.ffn': (9, 38) for layer in range(2)},
+    )
+    report_checkpoint(other, tmp_path / 'slim.safetensors', tmp_path)
+    for (_, full, sizes, inputs, before, after), shown in zip(costs, (0, 2), strict=True):
+        assert set(full.values()) == {(16, 64)} and set(sizes.values()) == {(9, 38)}
+        assert len(inputs) == shown
+        assert after.params < before.params and after.macs < before.macs
+    assert costs[0][5].macs > costs[1][5].macs
+
+
 def test_a_finished_checkpoint(config, pruned, tmp_path):
     checkpoint = tmp_path / 'slim.safetensors'
     save_state_dict(checkpoint, pruned['model'].state_dict(), {})
@@ -141,7 +170,7 @@ def test_tool(config, pruned, tmp_path, monkeypatch):
     save_state_dict(tmp_path / 'other.safetensors', {'x': torch.zeros(1)}, {})
     for name, message in (
         ('absent.safetensors', 'error: no checkpoint .*absent.safetensors'),
-        ('other.safetensors', r'error: .*other.safetensors has no backbone\.layers\.0\.ffn'),
+        ('other.safetensors', r'error: .*other.safetensors has no .backbone\.layers\.0\.ffn'),
     ):
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, [tmp_path / name, *arguments])])
         with pytest.raises(SystemExit, match=message):

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mcf_mm.analysis.complexity import build_model
 from mcf_mm.checkpoint import read_state_dict
 from mcf_mm.engine.slim_export import slim_config
 from mcf_mm.models import SlimSwinTransformer
@@ -153,3 +154,19 @@ def test_detr(detection_cfg, tmp_path):
         build({names[0]: (17, 25)})
     with pytest.raises(ValueError, match="mmdet.DETR has no FFN 'encoder.ffn'; it has"):
         build({'encoder.ffn': (9, 24)})
+
+
+def test_a_network_without_slim_class_is_as_strict(cfg):
+    cfg.model = dict(
+        type='ImageClassifier', backbone=TIMM, neck=POOL,
+        head=dict(type='LinearClsHead', in_channels=16, num_classes=2),
+    )  # fmt: skip
+    sizes = {'timm_model.stages.0.blocks.0.mlp': (4, 16)}
+    cfg.model.backbone = dict(cfg.model.backbone, type='mcf_mm.SlimModel', ffn_sizes=sizes)
+    cfg.model.backbone.base = 'mmpretrain.TIMMBackbone'
+    backbone = build_model(cfg).backbone
+    weights = {f'timm_model.{k}': v for k, v in backbone.timm_model.state_dict().items()}
+    backbone.load_state_dict(weights)
+    del weights['timm_model.stem.0.weight']
+    with pytest.raises(ValueError, match='lacks 1 of the weights of TIMMBackbone.*stem.0.weight'):
+        backbone.load_state_dict(weights, strict=False)

@@ -96,3 +96,18 @@ def test_it_teaches_in_recovery_only_and_after_resume_too(cfg, tmp_path):
         resumed.train()
         for key, value in whole.model.state_dict().items():
             assert torch.equal(value, resumed.model.state_dict()[key]), key
+
+
+def test_blocks_that_put_out_other_shapes_are_named(dense, batch):
+    student = copy.deepcopy(dense).train()
+    Teacher(dense, logits=0, blocks=1.0).attach(student)
+    dense.backbone.layers[1].ffn.register_forward_hook(lambda *args: args[2][:, :3])
+    with pytest.raises(ValueError, match=r'layers.1.ffn puts out \(4, 17, 16\) in training and'):
+        student(*batch, mode='loss')
+
+
+def test_nothing_is_written_when_the_run_is_refused(cfg):
+    cfg.custom_hooks[0].update(teacher=dict(logits=1.0), start_epoch=9)
+    with pytest.raises(ValueError, match='max_epochs is 5'):
+        Runner.from_cfg(cfg).train()
+    assert not (Path(cfg.work_dir) / 'teacher.safetensors').exists()

@@ -18,6 +18,12 @@ declare -A steps=(
 )
 mkdir -p "$out"
 
+# Writes the last top-1 of the log; the file is there only when it is whole.
+keep() {
+    grep -o 'accuracy/top1: [0-9.]*' "$out/log" | tail -1 > "$1.part"
+    mv "$1.part" "$1"
+}
+
 photos=configs/mcf/deit-tiny_imagenet-samples.py
 report='--cfg-options test_dataloader.dataset.ann_file=report.txt'
 for name in fis crs mcf direct; do
@@ -27,7 +33,7 @@ for name in fis crs mcf direct; do
         --ratio 0.4 ${steps[$name]} --out "$out/$name-photos"
     $python tools/test.py "$out/$name-photos/slim.py" "$out/$name-photos/slim.safetensors" $report \
         --work-dir "$out/$name-photos/test" | tee "$out/log"
-    grep -o 'accuracy/top1: [0-9.]*' "$out/log" > "$out/$name-photos.txt"
+    keep "$out/$name-photos.txt"
 done
 
 tiny=configs/mcf/deit-tiny_2cpu-8e_tiny-imagenet.py
@@ -42,6 +48,6 @@ for name in dense crs mcf direct mcf-least-squares; do
             $python tools/prune.py $tiny $dense --ratio 0.4 ${steps[$name]} --out "$out/$name-tiny"
     fi
     $python tools/train.py "$config" --resume --work-dir "$out/$name-tiny/train" | tee "$out/log"
-    grep -o 'accuracy/top1: [0-9.]*' "$out/log" | tail -1 > "$out/$name-tiny.txt"
+    keep "$out/$name-tiny.txt"
 done
 head "$out"/*.txt

@@ -150,8 +150,6 @@ class MCFPruningHook(Hook):
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise ValueError('MCFPruningHook works with one optimizer, got several')
         model = unwrapped(runner)
-        if self.teacher is not None:
-            self._prepare_teacher(runner)
         self.names = [ffn.name for ffn in find_ffns(model)]
         if not self.is_small:
             ffns = require_dense_ffns(model)
@@ -173,8 +171,10 @@ class MCFPruningHook(Hook):
                 )
             self.loader = calibration_loader(runner.cfg, self.num_images, self.seed)
             self.shape = input_shape(runner.cfg)
-        if self.teacher is not None and runner.epoch > self.start_epoch + len(self.names):
-            self.teacher_model.attach(model)
+        if self.teacher is not None:
+            self._prepare_teacher(runner)
+            if runner.epoch > self.start_epoch + len(self.names):
+                self.teacher_model.attach(model)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Sparsifies one FFN, or makes the model small when all are sparse."""
