@@ -118,6 +118,27 @@ def test_equal_grids_need_no_mask():
     assert masks[-1].sum((1, 2, 3)).tolist() == [30, 18]
 
 
+def test_checkpointing_gives_the_same_gradients_and_saves_less():
+    saved = {}
+    gradients = {}
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        backbone = build(with_cp=with_cp, with_mid_pos_embed=True)
+        sizes = []
+
+        def pack(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            (tokens,) = backbone(torch.ones(2, 3, 64, 96), [(64, 96), (48, 64)])
+        saved[with_cp] = sum(sizes)
+        tokens.square().sum().backward()
+        gradients[with_cp] = [parameter.grad for parameter in backbone.parameters()]
+    torch.testing.assert_close(gradients[True], gradients[False])
+    assert saved[True] < saved[False] / 2
+
+
 def test_padding_gets_no_gradient():
     backbone = build()
     batch = torch.randn(2, 3, 64, 96, requires_grad=True)

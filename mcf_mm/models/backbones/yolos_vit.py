@@ -11,6 +11,7 @@ from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLay
 from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from mcf_mm.models.backbones.slim_vision_transformer import SlimVisionTransformer
 from mcf_mm.registry import MODELS
@@ -80,6 +81,9 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         with_mid_pos_embed: Whether there are position embeddings between the blocks (type I).
             Defaults to False (type II).
         mask_padding: Whether padding is kept out. Defaults to True; False is the public code.
+        with_cp: Whether training keeps the outputs of the blocks alone and computes the rest again
+            in the backward pass (activation checkpointing): a fraction of the memory for a third
+            more time. Defaults to False.
         **kwargs: As for :class:`SlimVisionTransformer`.
 
     Raises:
@@ -102,6 +106,7 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         num_det_tokens: int = 100,
         with_mid_pos_embed: bool = False,
         mask_padding: bool = True,
+        with_cp: bool = False,
         **kwargs,
     ):
         # A convolution without padding leaves out partial patches, as the public code does;
@@ -111,6 +116,7 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         )
         self.num_det_tokens = num_det_tokens
         self.mask_padding = mask_padding
+        self.with_cp = with_cp
         height, width = self.patch_resolution
         num_tokens = 1 + height * width + num_det_tokens
         self.det_token = nn.Parameter(torch.empty(1, num_det_tokens, self.embed_dims))
@@ -160,14 +166,20 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
                 batch_first=True,
             )
             positions, mask = self._padded_positions(grids)
+        # Not indexed: each gradient would be as large as all of them. Popped: none is left in
+        # memory when the last block, where training needs most, is computed.
+        positions = list(positions.unbind())[::-1]
         cls_token = self.cls_token.expand(num_images, -1, -1)
         det_token = self.det_token.expand(num_images, -1, -1)
-        x = torch.cat((cls_token, patches, det_token), dim=1) + positions[0]
+        x = torch.cat((cls_token, patches, det_token), dim=1) + positions.pop()
         x = self.pre_norm(self.drop_after_pos(x))
-        for i, layer in enumerate(self.layers):
-            x = layer(x, mask)
-            if i + 1 < len(positions):
-                x = x + positions[i + 1]
+        for layer in self.layers:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(layer, x, mask, use_reentrant=False)
+            else:
+                x = layer(x, mask)
+            if positions:
+                x = x + positions.pop()
         # Norm is per token, and only these tokens are used.
         x = x[:, -self.num_det_tokens :]
         return (self.ln1(x) if self.final_norm else x,)
