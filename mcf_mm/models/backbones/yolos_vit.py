@@ -79,7 +79,9 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         num_det_tokens: Number of detection tokens, the most objects in an image. Defaults to 100.
         with_mid_pos_embed: Whether there are position embeddings between the blocks (type I).
             Defaults to False (type II).
-        mask_padding: Whether padding is kept out. Defaults to True; False is the public code.
+        mask_padding: Whether padding is kept out. Defaults to True. False is the public code:
+            padding is image and positions are those of the padded size. Boxes are relative to
+            each image without its padding all the same, as in its training and evaluation.
         **kwargs: As for :class:`SlimVisionTransformer`.
 
     Raises:
