@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mcf_mm.checkpoint import read_header, read_state_dict, save_state_dict
 from mcf_mm.convert import convert_checkpoint, convert_state_dict
 from mcf_mm.export import to_timm
+from mcf_mm.files import save_pth
 from mcf_mm.models import YOLOS
 from mcf_mm.pruning import Kept, Structure, find_ffns, prune_ffns
 from mcf_mm.registry import MODELS
@@ -28,6 +29,7 @@ TOOL = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
 WIDTH, DEPTH, HEADS, DET_TOKENS, CLASSES = 48, 3, 3, 7, 5
 # The published size: 54 x 32 patches are as many as 32 x 54, and not the same positions.
 PUBLISHED = (512, 864)
+SMALL = (64, 96)
 # Upright, smaller, larger, and sides that are no multiples of a patch.
 SIZES = [PUBLISHED, (864, 512), (256, 432), (544, 880), (250, 333)]
 TYPES = pytest.mark.parametrize('type_one', [True, False], ids=['type I', 'type II'])
@@ -63,7 +65,7 @@ def ours(type_one: bool, img_size=PUBLISHED, **kwargs) -> YOLOS:
 
 
 def small(type_one: bool, **kwargs) -> YOLOS:
-    return ours(type_one, img_size=(64, 96), **kwargs)
+    return ours(type_one, img_size=SMALL, **kwargs)
 
 
 def huggingface(type_one: bool, img_size=PUBLISHED) -> nn.Module:
@@ -155,8 +157,7 @@ def test_logits_and_boxes_are_those_of_transformers(type_one):
 @TYPES
 @torch.inference_mode()
 def test_the_public_layout(type_one, tmp_path):
-    size = (64, 96)
-    public = randomised(PublicYOLOS(type_one, size))
+    public = randomised(PublicYOLOS(type_one, SMALL))
     # As its training script saves it.
     checkpoint = dict(model=public.state_dict(), epoch=149, args=Namespace(lr=2.5e-5))
     if not hasattr(torch.serialization, 'safe_globals'):
@@ -166,19 +167,27 @@ def test_the_public_layout(type_one, tmp_path):
     assert read_header(tmp_path / 'yolos.safetensors')['origin'] == 'yolos.pth'
     model = small(type_one)
     model.load_state_dict(read_state_dict(str(tmp_path / 'yolos.safetensors')))
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
-    expected = public(image)
-    assert_equal_results([output[0] for output in model(image)], expected)
+    image = torch.randn(1, 3, *SMALL, generator=torch.Generator().manual_seed(1))
+    assert_equal_results([output[0] for output in model(image)], public(image))
 
-    theirs = huggingface(type_one, size)
+
+@TYPES
+@torch.inference_mode()
+def test_the_public_layout_in_transformers(type_one, tmp_path):
+    theirs = huggingface(type_one, SMALL)
     theirs.config.save_pretrained(tmp_path)
+    public = randomised(PublicYOLOS(type_one, SMALL))
+    save_pth(tmp_path / 'yolos.pth', {'model': public.state_dict()})
     convert_checkpoint(tmp_path / 'yolos.pth', tmp_path / 'model.safetensors', 'huggingface')
     theirs, report = type(theirs).from_pretrained(tmp_path, output_loading_info=True)
     assert not report['missing_keys'] and not report['unexpected_keys']
+    image = torch.randn(1, 3, *SMALL, generator=torch.Generator().manual_seed(1))
     results = theirs.eval()(image)
-    assert_equal_results((results.logits, results.pred_boxes), expected)
-    again = convert_state_dict(load_file(tmp_path / 'model.safetensors'), 'mmdet')
-    assert_same(again, model.state_dict())
+    assert_equal_results((results.logits, results.pred_boxes), public(image))
+    model = small(type_one)
+    model.load_state_dict(convert_state_dict(load_file(tmp_path / 'model.safetensors'), 'mmdet'))
+    assert_same(convert_state_dict(public.state_dict(), 'mmdet'), model.state_dict())
+    assert_equal_results([output[0] for output in model(image)], public(image))
 
 
 @TYPES
@@ -286,7 +295,7 @@ def test_names_that_a_family_lacks():
 
 
 def test_tool(tmp_path, monkeypatch, capsys):
-    torch.save({'model': PublicYOLOS(True, (64, 96)).state_dict()}, tmp_path / 'yolos.pth')
+    torch.save({'model': PublicYOLOS(True, SMALL).state_dict()}, tmp_path / 'yolos.pth')
 
     def run(*args):
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])
@@ -317,7 +326,7 @@ def public_results(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> tupl
 @TYPES
 @torch.inference_mode()
 def test_a_batch_with_padding_as_image_is_the_public_one(type_one):
-    theirs, model = huggingface(type_one, (64, 96)), small(type_one, mask_padding=False)
+    theirs, model = huggingface(type_one, SMALL), small(type_one, mask_padding=False)
     weights = convert_state_dict(theirs.state_dict(), 'mmdet')
     model.load_state_dict(weights)
     masked = small(type_one)
