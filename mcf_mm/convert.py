@@ -1,4 +1,7 @@
-"""ViT, DeiT and Swin classifiers between mmpretrain, timm, the original releases and Hugging Face.
+"""Weights between OpenMMLab, timm, the original releases and Hugging Face.
+
+ViT, DeiT and Swin classifiers go between mmpretrain and the others, YOLOS between mcf_mm's detector
+in mmdet, its release and Hugging Face.
 
 There and back gives the same bits: tensors are renamed, and apart from that the libraries differ
 in three things, all exact.
@@ -21,25 +24,29 @@ import torch
 from torch import Tensor
 
 from mcf_mm.files import read_header, read_weights, save_pth, save_state_dict
-from mcf_mm.weight_names import LIBRARIES, Names, Part, recognise
+from mcf_mm.weight_names import LIBRARIES, Names, Part, first_few, libraries, recognise
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
-    """Converts the weights of a classifier; the names they have tell where they come from.
+    """Converts the weights of a network; the names they have tell where they come from.
 
     Args:
         state_dict: Weights of mmpretrain's ImageClassifier with a VisionTransformer,
             DistilledVisionTransformer or SwinTransformer, or of the same network in timm, the
             original releases of DeiT and Swin, or Hugging Face (ViT-, DeiT- or
             SwinForImageClassification, DeiT also WithTeacher). The classifier may be missing.
-        to: Whose names to give, one of :data:`mcf_mm.weight_names.LIBRARIES`.
+            Or of a whole YOLOS: :class:`mcf_mm.models.YOLOS`, its release, or Hugging Face's
+            YolosForObjectDetection.
+        to: Whose names to give, one of :data:`mcf_mm.weight_names.LIBRARIES`: of a classifier all
+            but ``'mmdet'``, of a YOLOS ``'mmdet'``, ``'original'`` or ``'huggingface'``.
 
     Returns:
         The weights in the same order; those that are only renamed are the same tensors.
 
     Raises:
-        ValueError: ``to`` is unknown, a key is not one of these networks, a key has no
-            counterpart in ``to``, or the names are those of ``to`` already.
+        ValueError: ``to`` is unknown or lacks this network, a key is not one of these networks, a
+            key has no counterpart in ``to``, a YOLOS is not whole, or the names are those of
+            ``to`` already.
     """
     return _convert(state_dict, to)[0]
 
@@ -49,11 +56,22 @@ def _convert(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tenso
     if to not in LIBRARIES:
         raise ValueError(f'to must be one of {list(LIBRARIES)}, got {to!r}')
     family, source = recognise(state_dict)
+    if to not in libraries(family):
+        raise ValueError(
+            f'the weights are of a {family}: to must be one of {list(libraries(family))}, '
+            f'got {to!r}'
+        )
     target = Names(family, to, state_dict)
     if source.templates == target.templates:
         raise ValueError(f'these are the names of {to} already, nothing is to be converted')
+    parts = _gather(state_dict, source)
+    if family == 'YOLOS' and (missing := source.missing({part.name for part, _ in parts})):
+        raise ValueError(
+            f'{len(missing)} weights of a YOLOS in the names of {source.library} are missing: '
+            f'{first_few(missing)}'
+        )
     converted = {}
-    for part, tensor in _gather(state_dict, source):
+    for part, tensor in parts:
         split = target.query_key_value if '.qkv.' in part.name else ()
         name = target.write(part, 0 if split else None)
         if name is None:

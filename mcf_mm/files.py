@@ -4,10 +4,12 @@ A slim network is a safetensors file with a JSON header that says how it was mad
 :mod:`mcf_mm.checkpoint` lets MMEngine read such files too.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import pickle
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -54,7 +56,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: ``.safetensors``, or ``.pth``, ``.pt`` or ``.bin`` with nothing but tensors and
-            plain values (weights at the top level or under ``model`` or ``state_dict``).
+            plain values (weights at the top level or under ``model`` or ``state_dict``). The
+            options that the training scripts of DeiT and YOLOS save beside them are plain values
+            too, with torch 2.5 or newer.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -69,12 +73,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint {path}')
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        with _options_allowed():
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f'{path}: holds more than tensors (a training checkpoint does) or is damaged. If you '
             'trust it, save the weights alone: '
-            "torch.save(torch.load(IN, weights_only=False)['state_dict'], OUT)"
+            "torch.save(torch.load(IN, weights_only=False)['state_dict'], OUT), or ['model']"
         ) from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f'{path}: not a whole PyTorch checkpoint: {error}') from error
@@ -86,6 +91,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     ):
         raise ValueError(f"{path}: no weights at the top level, under 'model' or 'state_dict'")
     return checkpoint
+
+
+def _options_allowed() -> AbstractContextManager:
+    """Lets ``weights_only`` read an argparse.Namespace, of which unpickling sets attributes only.
+
+    Older torch has no such list; there, these files are refused as all others that hold objects.
+    """
+    if hasattr(torch.serialization, 'safe_globals'):
+        return torch.serialization.safe_globals([argparse.Namespace])
+    return nullcontext()
 
 
 def save_state_dict(path: str | Path, state_dict: dict[str, Tensor], header: dict) -> None:

@@ -1,23 +1,31 @@
-"""The names that each library gives the weights of a ViT, a DeiT or a Swin, side by side.
+"""The names that each library gives the weights of a ViT, DeiT, Swin or YOLOS, side by side.
 
-Torch alone is needed. Every conversion goes over mmpretrain's names (those of its
-ImageClassifier), which are also the names of mcf_mm's slim networks.
+Torch alone is needed. Every conversion goes over OpenMMLab's names: those of mmpretrain's
+ImageClassifier, which are also the names of mcf_mm's slim networks, and of mcf_mm's YOLOS in mmdet.
 """
 
 import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-#: Whose names weights can get. ``original`` are the releases of DeiT and of Swin; for a ViT or a
-#: DeiT their names are timm's. ``huggingface`` are the names in the files of ViT-, DeiT- and
-#: SwinForImageClassification, which ``from_pretrained`` of any version of transformers reads.
-LIBRARIES = ('mmpretrain', 'timm', 'original', 'huggingface')
+#: Whose names weights can get: a classifier those of all but mmdet, a YOLOS those of mmdet,
+#: ``original`` and ``huggingface``. ``original`` are the releases of DeiT, Swin and YOLOS; for a
+#: ViT or a DeiT their names are timm's. ``huggingface`` are the names in the files of ViT-, DeiT-
+#: and SwinForImageClassification and of YolosForObjectDetection, which ``from_pretrained`` of any
+#: version of transformers reads.
+LIBRARIES = ('mmpretrain', 'mmdet', 'timm', 'original', 'huggingface')
 #: Names that can be read only: transformers 5 renames weights when it has read its files, and
 #: this is what ``state_dict()`` of its networks says.
 IN_MEMORY = 'huggingface_in_memory'
 
-# A column for each of LIBRARIES, then IN_MEMORY; '=' is the column before, '-' a part that the
-# library lacks. {n} is a layer, {s} a stage, {next} the stage after it, {b} a block, {last} the
+_CLASSIFIER = ('mmpretrain', 'timm', 'original', 'huggingface', IN_MEMORY)
+_COLUMNS = {
+    'ViT': _CLASSIFIER,
+    'Swin': _CLASSIFIER,
+    'YOLOS': ('mmdet', 'original', 'huggingface', IN_MEMORY),
+}
+# A column for each library of _COLUMNS; '=' is the column before, '-' a part that the library
+# lacks. {n} is a layer, {s} a stage, {next} the stage after it, {b} a block, {last} the
 # last stage; the rest is explained in Names.
 _ROWS = {
     'ViT': """
@@ -35,6 +43,20 @@ backbone.patch_embed.norm       patch_embed.norm = swin.embeddings.norm         
 backbone.absolute_pos_embed     - absolute_pos_embed swin.embeddings.position_embeddings          =
 backbone.norm{last}             norm             = swin.layernorm                                 =
 head.fc                         head.fc       head classifier                                     =
+""",
+    'YOLOS': """
+backbone.cls_token     backbone.cls_token     vit.embeddings.cls_token                            =
+backbone.det_token     backbone.det_token     vit.embeddings.detection_tokens                     =
+backbone.pos_embed     backbone.pos_embed     vit.embeddings.position_embeddings                  =
+backbone.mid_pos_embed = vit.encoder.{mid_positions} vit.encoder.interpolation.{mid_positions}
+backbone.{patches}.projection backbone.{patches}.proj vit.embeddings.patch_embeddings.projection  =
+backbone.ln1           backbone.norm          vit.layernorm                                       =
+bbox_head.fc_cls.0     class_embed.layers.0   class_labels_classifier.layers.0                    =
+bbox_head.fc_cls.2     class_embed.layers.1   class_labels_classifier.layers.1                    =
+bbox_head.fc_cls.4     class_embed.layers.2   class_labels_classifier.layers.2                    =
+bbox_head.fc_reg.0     bbox_embed.layers.0    bbox_predictor.layers.0                             =
+bbox_head.fc_reg.2     bbox_embed.layers.1    bbox_predictor.layers.1                             =
+bbox_head.fc_reg.4     bbox_embed.layers.2    bbox_predictor.layers.2                             =
 """,
 }
 # The first row stands before each of the others.
@@ -66,6 +88,16 @@ ffn.layers.1        mlp.fc2    =   output.dense                     mlp.fc2
 backbone.stages.{s}  layers.{next}         layers.{s}           swin.encoder.layers.{s} =
 downsample.norm      downsample.norm       =                    =                       =
 downsample.reduction downsample.reduction  =                    =                       =
+""",
+    'YOLOS': """
+backbone.layers.{n} backbone.blocks.{n} vit.encoder.layer.{n}       =
+ln1                 norm1          layernorm_before                 =
+attn.qkv            attn.qkv       attention.attention.{qkv}        =
+attn.proj           attn.proj      attention.output.dense           =
+ln2                 norm2          layernorm_after                  =
+ffn                 mlp            =                                =
+ffn.layers.0.0      mlp.fc1        intermediate.dense               =
+ffn.layers.1        mlp.fc2        output.dense                     =
 """,
 }
 #: Parts that are tensors themselves; all others are modules with a weight and perhaps a bias.
@@ -106,7 +138,7 @@ class Part(NamedTuple):
     """A weight or a module, whatever its name.
 
     Attributes:
-        name: mmpretrain's name.
+        name: OpenMMLab's name, the first column of its table.
         row: Row in the table of its family.
         fields: Which layer, or stage and block.
         third: 0, 1 or 2 where a library has query, key and value apart and this is one of them.
@@ -125,8 +157,8 @@ class Names:
     """The names of one family in one library, to read and to write.
 
     Args:
-        family: ``'ViT'`` (a DeiT too) or ``'Swin'``.
-        library: One of :data:`LIBRARIES`, or :data:`IN_MEMORY`.
+        family: ``'ViT'`` (a DeiT too), ``'Swin'`` or ``'YOLOS'``.
+        library: One of :func:`libraries` of the family, or :data:`IN_MEMORY`.
         keys: Those of the state dict, in any library's names. They tell the last stage of a Swin,
             after which mmpretrain names the final norm; whether there is a distillation token,
             with which Hugging Face's prefix is DeiT's; and whether that token has a classifier,
@@ -135,16 +167,20 @@ class Names:
 
     def __init__(self, family: str, library: str, keys: Collection[str]):
         self.library = library
-        column = (*LIBRARIES, IN_MEMORY).index(library)
-        self.mmpretrain = [row[0] for row in _TEMPLATES[family]]
+        column = _COLUMNS[family].index(library)
+        self.openmmlab = [row[0] for row in _TEMPLATES[family]]
         self.templates = [row[column] for row in _TEMPLATES[family]]
-        self.query_key_value = _QUERY_KEY_VALUE.get(library, ())
+        # transformers 5 renamed the attention of the others, not that of YOLOS.
+        attention = 'huggingface' if (family, library) == ('YOLOS', IN_MEMORY) else library
+        self.query_key_value = _QUERY_KEY_VALUE.get(attention, ())
         stages = (re.search(r'(?:stages|layers)\.(\d+)\.blocks', key) for key in keys)
         distilled = any(re.search(r'dist(illation)?_token$', key) for key in keys)
         teacher = any(re.search(r'head_dist\b|distillation_classifier', key) for key in keys)
         self.constants = {
             'table': 'relative_position_bias_table',
             'index': 'relative_position_index',
+            'mid_positions': 'mid_position_embeddings',
+            'patches': 'patch_embed',
             'last': str(max((int(match[1]) for match in stages if match), default=0)),
             'model': 'deit' if distilled else 'vit',
             'classifier': 'cls_classifier' if teacher else 'classifier',
@@ -180,18 +216,18 @@ class Names:
             third = None
             if 'qkv' in pattern.groupindex:
                 third = self.query_key_value.index(match['qkv'])
-            mmpretrain = self.mmpretrain[row].format(**self.constants, **fields)
-            return Part(mmpretrain, row, fields, third)
+            openmmlab = self.openmmlab[row].format(**self.constants, **fields)
+            return Part(openmmlab, row, fields, third)
         return None
 
     def read_key(self, key: str) -> Part | None:
         """The weight with this key in a state dict, None for an unknown key."""
         part = self.read(key)
         if part:
-            return part if _TENSORS.search(self.mmpretrain[part.row]) else None
+            return part if _TENSORS.search(self.openmmlab[part.row]) else None
         name, _, leaf = key.rpartition('.')
         part = self.read(name)
-        if part is None or _TENSORS.search(self.mmpretrain[part.row]) or part.name.endswith('ffn'):
+        if part is None or _TENSORS.search(self.openmmlab[part.row]) or part.name.endswith('ffn'):
             return None
         if leaf in ('weight', 'bias') or (leaf == 'inputs' and part.name.endswith('layers.0.0')):
             return part._replace(name=f'{part.name}.{leaf}', leaf=f'.{leaf}')
@@ -213,6 +249,40 @@ class Names:
             fields['qkv'] = self.query_key_value[third]
         return self.templates[part.row].format(**fields) + part.leaf
 
+    def missing(self, parts: Collection[str]) -> list[str]:
+        """What a whole network has and ``parts`` lacks.
+
+        Only weights that every such network has are missed, so this is for a YOLOS, not for a
+        ViT or a Swin: they may have a distillation token or not, and lack their classifier.
+
+        Args:
+            parts: Names of parts, see :class:`Part`.
+
+        Returns:
+            The missing weights in the names of this library.
+        """
+        blocks = [int(match[1]) for part in parts if (match := re.search(r'layers\.(\d+)\.', part))]
+        missing = []
+        for row, template in enumerate(self.openmmlab):
+            # Type II has no position embeddings between blocks; an FFN is a module of two layers.
+            if template == 'backbone.mid_pos_embed' or template.endswith('ffn'):
+                continue
+            leaves = ('',) if _TENSORS.search(template) else ('.weight', '.bias')
+            for block in range(max(blocks, default=0) + 1 if '{n}' in template else 1):
+                name = template.format(**self.constants, n=block)
+                for leaf in leaves:
+                    if name + leaf in parts:
+                        continue
+                    part = Part(name + leaf, row, {'n': str(block)}, None, leaf)
+                    thirds = range(len(self.query_key_value)) if '.qkv' in name else ()
+                    missing += [self.write(part, third) for third in thirds or (None,)]
+        return missing
+
+
+def libraries(family: str) -> tuple[str, ...]:
+    """Whose names a network of this family can get, of :data:`LIBRARIES`."""
+    return tuple(library for library in _COLUMNS[family] if library != IN_MEMORY)
+
 
 def recognise(keys: Collection[str]) -> tuple[str, Names]:
     """Tells from its keys what network a state dict is of.
@@ -226,23 +296,24 @@ def recognise(keys: Collection[str]) -> tuple[str, Names]:
     candidates = [
         (family, Names(family, library, keys))
         for family in _TEMPLATES
-        for library in (*LIBRARIES, IN_MEMORY)
+        for library in _COLUMNS[family]
     ]
     unknown = [[key for key in keys if not names.read_key(key)] for _, names in candidates]
     best = min(range(len(candidates)), key=lambda index: len(unknown[index]))
     family, names = candidates[best]
     if len(unknown[best]) == len(keys):
         raise ValueError(
-            f'none of the {len(keys)} keys is of a ViT, DeiT or Swin classifier of '
-            f'{", ".join(LIBRARIES)}: {_first(unknown[best])}'
+            f'none of the {len(keys)} keys is of a ViT, DeiT or Swin classifier or a YOLOS of '
+            f'{", ".join(LIBRARIES)}: {first_few(unknown[best])}'
         )
     if unknown[best]:
         raise ValueError(
             f'{len(unknown[best])} of {len(keys)} keys are not of a {family} in the names of '
-            f'{names.library}: {_first(unknown[best])}'
+            f'{names.library}: {first_few(unknown[best])}'
         )
     return family, names
 
 
-def _first(keys: list[str]) -> str:
+def first_few(keys: list[str]) -> str:
+    """Names five keys in an error."""
     return ', '.join(map(repr, keys[:5])) + (', ...' if len(keys) > 5 else '')

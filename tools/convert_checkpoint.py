@@ -1,4 +1,4 @@
-"""Converts classifier checkpoints between mmpretrain, timm, the originals and Hugging Face."""
+"""Converts checkpoints between OpenMMLab, timm, the original releases and Hugging Face."""
 
 import argparse
 import sys
@@ -11,7 +11,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Converts a ViT, DeiT or Swin classifier between the names of mmpretrain, '
         'timm, the original DeiT and Swin releases, and Hugging Face; the input says itself whose '
-        'names it has. There and back gives the same bits. Distilled DeiTs and networks that '
+        'names it has. A YOLOS goes between mmdet (mcf_mm.YOLOS), its release (original) and '
+        'Hugging Face. There and back gives the same bits. Distilled DeiTs and networks that '
         'mcf_mm made slim are converted too. What follows from the sizes of a Swin '
         '(relative_position_index, attn_mask) is left out or made anew. Nothing is unpickled.',
         epilog='example: python tools/convert_checkpoint.py deit_small_patch16_224-cd65a155.pth '

@@ -1,12 +1,16 @@
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from PIL import Image
 
 from mcf_mm.models import YOLOS
@@ -16,6 +20,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'yolos'
 SMALL = 'deit-small_8xb1-150e_coco'
 TINY = 'deit-tiny_8xb2-300e_coco'
 FACEMASK = 'deit-tiny_2cpu-40e_facemask'
+# Parameters counted on the public code, with 91 classes.
+PUBLIC = {
+    'deit-tiny_public_coco': 6_488_736,
+    'deit-small_public_coco': 30_684_768,
+    'deit-small-dwr_public_coco': 27_561_696,
+    'deit-base_public_coco': 127_798_368,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +52,7 @@ def build(config: Config) -> YOLOS:
         # 121 instead of 4,150 patch positions, 40 instead of 100 detection tokens twice, and 88
         # classes less than 91.
         (FACEMASK, 6_488_736 - (4_150 - 121 + 2 * 60) * 192 - 88 * 193),
+        *PUBLIC.items(),
     ],
 )
 def test_size_of_the_model(name, parameters):
@@ -119,3 +131,57 @@ def test_pipelines(tmp_path, name, sides, evaluated):
 def test_images_without_boxes_are_kept():
     for name in (SMALL, TINY, FACEMASK):
         assert load(name).train_dataloader.dataset.filter_cfg is None
+
+
+@pytest.fixture(scope='session')
+def coco_mini(shared_data, tmp_path_factory) -> Path:
+    """79 photos of COCO val2017 with all of their annotations."""
+    folder = tmp_path_factory.mktemp('data')
+    with tarfile.open(shared_data / 'coco_mini.tar.xz') as archive:
+        archive.extractall(folder, filter='data')
+    return folder / 'coco_mini'
+
+
+def annotations(coco_mini: Path) -> Path:
+    return coco_mini / 'annotations' / 'instances_val2017.json'
+
+
+@pytest.mark.parametrize('name', PUBLIC)
+def test_outputs_of_the_public_weights_are_category_ids(name, coco_mini):
+    categories = json.loads(annotations(coco_mini).read_text())['categories']
+    ids = {category['name']: category['id'] for category in categories}
+    head = load(name).model.bbox_head
+    assert head.class_ids == [ids[label] for label in CocoDataset.METAINFO['classes']]
+    assert head.num_classes == 91 and max(head.class_ids) == 90
+
+
+def test_public_weights_evaluate(coco_mini, tmp_path):
+    """A small network that everywhere sees output 12, no category, and toothbrushes second."""
+    config = load('deit-tiny_public_coco')
+    config.work_dir = str(tmp_path)
+    arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
+    config.model.backbone.update(arch=arch, img_size=(64, 96), num_det_tokens=4)
+    config.model.bbox_head.embed_dims = 16
+    loader = config.test_dataloader
+    loader.update(num_workers=0, persistent_workers=False, batch_size=8)
+    loader.dataset.update(data_root=f'{coco_mini}/', indices=list(range(16)))
+    loader.dataset.pipeline[1].scale = (96, 64)
+    config.test_evaluator.update(
+        ann_file=str(annotations(coco_mini)), outfile_prefix=str(tmp_path / 'results')
+    )
+    model = MODELS.build(config.model)
+    last = model.bbox_head.fc_cls[-1]
+    torch.nn.init.zeros_(last.weight)
+    last.bias.data.fill_(-50.0)
+    last.bias.data[12], last.bias.data[90], last.bias.data[91] = 6.0, 5.0, 4.0
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    config.load_from = str(tmp_path / 'weights.pth')
+    metrics = Runner.from_cfg(config).test()
+    assert 0 <= metrics['coco/bbox_mAP'] < 0.1
+    results = json.loads((tmp_path / 'results.bbox.json').read_text())
+    assert len(results) == 16 * 4
+    assert {result['category_id'] for result in results} == {90}
+    # The softmax is over all 92, also when the best of them is no category.
+    score = last.bias.data.softmax(0)[90].item()
+    assert 0.2 < score < 0.3
+    assert [result['score'] for result in results] == pytest.approx([score] * 64)

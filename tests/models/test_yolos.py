@@ -68,9 +68,12 @@ def test_parameter_counts(name):
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
+@pytest.mark.parametrize('divisor', [1, 32])
 @pytest.mark.parametrize('type_one', [False, True])
-def test_an_image_has_the_same_boxes_alone_and_in_a_batch(type_one):
-    model = MODELS.build(small_yolos(with_mid_pos_embed=type_one)).eval()
+def test_an_image_has_the_same_boxes_alone_and_in_a_batch(type_one, divisor):
+    config = small_yolos(with_mid_pos_embed=type_one)
+    config['data_preprocessor']['pad_size_divisor'] = divisor
+    model = MODELS.build(config).eval()
     torch.nn.init.normal_(model.backbone.pos_embed)
     torch.nn.init.normal_(model.bbox_head.fc_reg[-1].weight)
     shapes = [(64, 96), (130, 70), (77, 150), (64, 96)]
@@ -88,6 +91,7 @@ def test_an_image_has_the_same_boxes_alone_and_in_a_batch(type_one):
         for key in ('bboxes', 'scores'):
             difference = together.pred_instances[key] - alone.pred_instances[key]
             assert difference.abs().max() < 1e-4
+        assert torch.equal(together.pred_instances.labels, alone.pred_instances.labels)
     spread = torch.stack([result.pred_instances.bboxes for result in predict([0, 3])]).std()
     assert spread > 1  # pixels: boxes that never differ would prove nothing
 

@@ -84,3 +84,35 @@ def test_prediction():
     torch.testing.assert_close(
         result.bboxes, torch.tensor([[280.0, 0.0, 400.0, 200.0], [160.0, 80.0, 240.0, 120.0]])
     )
+
+
+def test_labels_in_another_order():
+    torch.manual_seed(0)
+    plain = YOLOSHead(num_classes=5, embed_dims=8)
+    head = YOLOSHead(num_classes=5, embed_dims=8, class_ids=[3, 0, 4])
+    logits, boxes = torch.randn(1, 2, 6, 6) * 3, torch.rand(1, 2, 6, 4)
+    logits[0, 0, 0, 1] = 50  # an output that is no label, and leaves nothing for the others
+    results = head.predict_by_feat(logits, boxes, [META] * 2)
+    for image, result in enumerate(results):
+        scores, labels = logits[0, image].softmax(-1)[:, [3, 0, 4]].max(-1)
+        order = scores.argsort(descending=True)
+        torch.testing.assert_close(result.scores, scores[order])
+        assert torch.equal(result.labels, labels[order])
+        assert len(set(labels.tolist())) > 1
+    assert results[0].scores.min() < 1e-9
+
+    corners = [[0, 0, 20, 30], [50, 20, 90, 60], [100, 50, 200, 100]]
+    own = [objects(corners, [2, 0, 1]), objects(corners[:1], [1])]
+    mapped = [objects(corners, [4, 3, 0]), objects(corners[:1], [0])]
+    losses = head.loss_by_feat(logits, boxes, own, [META] * 2)
+    assert losses == plain.loss_by_feat(logits, boxes, mapped, [META] * 2)
+    assert own[0].labels.tolist() == [2, 0, 1]
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(losses, plain.loss_by_feat(logits, boxes, own, [META] * 2))
+
+
+@pytest.mark.parametrize('class_ids, wrong', [([0, 5, -1], '5, -1'), ([0, 2, 2], '2')])
+def test_outputs_that_cannot_be_labels(class_ids, wrong):
+    message = rf'different outputs from 0 to 4 \(num_classes - 1\), got \[{wrong}\] among them'
+    with pytest.raises(ValueError, match=message):
+        YOLOSHead(num_classes=5, embed_dims=8, class_ids=class_ids)

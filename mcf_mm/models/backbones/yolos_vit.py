@@ -80,7 +80,9 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         num_det_tokens: Number of detection tokens, the most objects in an image. Defaults to 100.
         with_mid_pos_embed: Whether there are position embeddings between the blocks (type I).
             Defaults to False (type II).
-        mask_padding: Whether padding is kept out. Defaults to True; False is the public code.
+        mask_padding: Whether padding is kept out. Defaults to True. False is the public code:
+            padding is image and positions are those of the padded size. Boxes are relative to
+            each image without its padding all the same, as in its training and evaluation.
         with_cp: Whether training keeps the outputs of the blocks alone and computes the rest again
             in the backward pass (activation checkpointing): a fraction of the memory for a third
             more time. Defaults to False.

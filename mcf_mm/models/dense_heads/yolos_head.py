@@ -1,6 +1,10 @@
 """The head of YOLOS."""
 
+from collections.abc import Sequence
+
+import torch
 from mmdet.models.dense_heads import DETRHead
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mcf_mm.registry import MODELS
@@ -25,13 +29,19 @@ class YOLOSHead(DETRHead):
     than there are detection tokens is trained on the objects that match best.
 
     Args:
-        num_classes: Number of classes without the no-object class.
+        num_classes: Number of outputs for classes, without the one for no object.
         embed_dims: Width D of the encoder and of the hidden layers.
         no_object_weight: Weight of the no-object class in the cross-entropy. Defaults to 0.1.
+        class_ids: Which output stands for label 0, 1, ... of the dataset. The public weights have
+            91 outputs for the 80 classes of COCO, numbered by category id. The others take part in
+            the softmax but are never predicted. Defaults to None, output k is label k.
         train_cfg: May have another ``assigner``. Defaults to None, the costs of the paper.
         test_cfg: May have ``max_per_img``, the most boxes to return for an image. Defaults to
             None, one for each detection token.
         **kwargs: As for :class:`mmdet.models.DETRHead` (``loss_bbox``, ``loss_iou``).
+
+    Raises:
+        ValueError: ``class_ids`` names an output twice or one that does not exist.
 
     Example:
         >>> bbox_head = dict(type='mcf_mm.YOLOSHead', num_classes=80, embed_dims=384)
@@ -42,6 +52,7 @@ class YOLOSHead(DETRHead):
         num_classes: int,
         embed_dims: int,
         no_object_weight: float = 0.1,
+        class_ids: Sequence[int] | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         **kwargs,
@@ -59,6 +70,16 @@ class YOLOSHead(DETRHead):
             **kwargs,
         )
         self.bg_cls_weight = no_object_weight
+        if class_ids is not None:
+            wrong = [i for i in class_ids if i not in range(num_classes)]
+            wrong += sorted({i for i in class_ids if list(class_ids).count(i) > 1})
+            if wrong:
+                raise ValueError(
+                    f'class_ids must be different outputs from 0 to {num_classes - 1} '
+                    f'(num_classes - 1), got {wrong} among them'
+                )
+            class_ids = list(class_ids)
+        self.class_ids = class_ids
 
     def _init_layers(self) -> None:
         self.fc_cls = self._mlp(self.cls_out_channels)
@@ -85,3 +106,22 @@ class YOLOSHead(DETRHead):
             ``(1, B, num_det_tokens, 4)`` as (cx, cy, w, h) relative to the image.
         """
         return self.fc_cls(hidden_states), self.fc_reg(hidden_states).sigmoid()
+
+    def _get_targets_single(
+        self, cls_score: Tensor, bbox_pred: Tensor, gt_instances: InstanceData, img_meta: dict
+    ) -> tuple:
+        """As DETRHead, with the output of each label in place of the label."""
+        if self.class_ids is not None:
+            ids = gt_instances.labels.new_tensor(self.class_ids)
+            gt_instances = InstanceData(bboxes=gt_instances.bboxes, labels=ids[gt_instances.labels])
+        return super()._get_targets_single(cls_score, bbox_pred, gt_instances, img_meta)
+
+    def _predict_by_feat_single(self, cls_score: Tensor, *args, **kwargs) -> InstanceData:
+        """As DETRHead, with the labels of ``class_ids``."""
+        if self.class_ids is not None:
+            # All that is no label becomes no object, so the softmax gives the same probabilities.
+            log_probabilities = cls_score.log_softmax(-1)
+            others = [i for i in range(self.num_classes + 1) if i not in self.class_ids]
+            no_object = log_probabilities[:, others].logsumexp(-1, keepdim=True)
+            cls_score = torch.cat((log_probabilities[:, self.class_ids], no_object), dim=-1)
+        return super()._predict_by_feat_single(cls_score, *args, **kwargs)
