@@ -5,15 +5,16 @@ import contextlib
 import json
 import sys
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.table import Table
 
 from mcf_mm.analysis.complexity import (
     Complexity,
     build_model,
-    count_complexity,
+    dataset_shapes,
     input_shape,
+    mean_complexity,
     pruning_arguments,
     shrink_by_ratio,
 )
@@ -29,12 +30,27 @@ def parse_args() -> argparse.Namespace:
         epilog='example: python tools/complexity.py configs/mcf/mcf_deit-small_8xb128_in1k.py',
     )
     parser.add_argument('config', metavar='CONFIG', help='config file')
-    parser.add_argument(
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument(
         '--shape',
         type=int,
         nargs=2,
         metavar=('HEIGHT', 'WIDTH'),
         help="image size in pixels (default: what the config's test pipeline makes)",
+    )
+    images.add_argument(
+        '--dataset-images',
+        type=int,
+        metavar='N',
+        help='count the mean over the first N images that the config evaluates, each at its own '
+        'size (100 is the protocol of YOLOS and DETR); the dataset must be there',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings: test_dataloader.dataset.data_root=data/coco_mini/',
     )
     parser.add_argument(
         '--json',
@@ -65,18 +81,24 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         try:
             config = Config.fromfile(args.config)
-            shape = tuple(args.shape) if args.shape else input_shape(config)
+            config.merge_from_dict(args.cfg_options or {})
+            if args.dataset_images is not None:
+                shapes = dataset_shapes(config, args.dataset_images)
+            else:
+                shapes = [tuple(args.shape) if args.shape else input_shape(config)]
             model = build_model(config)
-            counts = {'dense': count_complexity(model, shape)}
+            counts = {'dense': mean_complexity(model, shapes)}
             if arguments := pruning_arguments(config):
-                counts['pruned'] = count_complexity(shrink_by_ratio(model, **arguments), shape)
+                counts['pruned'] = mean_complexity(shrink_by_ratio(model, **arguments), shapes)
         except (ValueError, OSError) as error:
             sys.exit(f'error: {error}')
     if args.json:
         pruned = {name: count.to_dict() for name, count in counts.items() if name == 'pruned'}
         print(json.dumps({**counts['dense'].to_dict(), **pruned}, indent=2))
     else:
-        print(f'{args.config} at {shape[0]} x {shape[1]} pixels')
+        height, width = (sum(sides) / len(shapes) for sides in zip(*shapes, strict=True))
+        mean = f', mean of {len(shapes)} images' if args.dataset_images else ''
+        print(f'{args.config} at {height:.0f} x {width:.0f} pixels{mean}')
         print_table(counts)
 
 

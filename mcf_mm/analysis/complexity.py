@@ -7,14 +7,16 @@ MMEngine's own counter leaves out (it reads DeiT-S as 4.25 G where 4.60 G are co
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -239,6 +241,66 @@ def pruning_arguments(config: Config) -> dict[str, Any] | None:
             names = ('input_ratio', 'hidden_ratio', 'multiple', 'last_step')
             return {name: getattr(built, name) for name in names}
     return None
+
+
+def mean_complexity(model: nn.Module, shapes: Sequence[tuple[int, int]]) -> Complexity:
+    """Counts what an image costs in the mean; MACs are rounded to whole ones.
+
+    Args:
+        model: See :func:`count_complexity`.
+        shapes: Height and width of each image in pixels. Equal ones are counted once.
+
+    Raises:
+        ValueError: There is no shape.
+    """
+    if not shapes:
+        raise ValueError('there is no image to count')
+    counts = [(count_complexity(model, shape), times) for shape, times in Counter(shapes).items()]
+
+    def mean(macs: Callable[[Complexity], int]) -> int:
+        return round(sum(macs(count) * times for count, times in counts) / len(shapes))
+
+    whole = counts[0][0]
+    parts = {
+        part: Cost(cost.params, mean(lambda count, part=part: count.parts[part].macs))
+        for part, cost in whole.parts.items()
+    }
+    return Complexity(whole.params, mean(lambda count: count.macs), parts)
+
+
+def dataset_shapes(config: Config, num_images: int) -> list[tuple[int, int]]:
+    """Height and width of the first images that the config evaluates, as the network gets them.
+
+    First by their number in the annotations: YOLOS and DETR publish the mean MACs of the first 100
+    images of COCO's validation set in that order. Each is a batch of its own, padded as the
+    config's preprocessor pads.
+
+    Args:
+        config: A config of mmdet or mmpretrain with a ``test_dataloader`` or ``val_dataloader``.
+        num_images: How many images.
+
+    Raises:
+        ValueError: The config has no such loader, or its dataset has fewer images.
+    """
+    loader = config.get('test_dataloader') or config.get('val_dataloader')
+    if not loader:
+        raise ValueError('the config has neither test_dataloader nor val_dataloader')
+    with DefaultScope.overwrite_default_scope(config.get('default_scope')):
+        dataset = DATASETS.build(copy.deepcopy(loader.dataset))
+    if not 0 < num_images <= len(dataset):
+        raise ValueError(
+            f'{num_images} images are asked for, the dataset that the config evaluates has '
+            f'{len(dataset)}'
+        )
+    numbers = [dataset.get_data_info(i).get('img_id', i) for i in range(len(dataset))]
+    first = sorted(range(len(dataset)), key=numbers.__getitem__)[:num_images]
+    preprocessor = config.model.get('data_preprocessor') or {}
+    divisor = preprocessor.get('pad_size_divisor', 1)
+    console = Console(stderr=True)
+    return [
+        tuple(math.ceil(side / divisor) * divisor for side in dataset[i]['inputs'].shape[-2:])
+        for i in track(first, 'reading images', console=console, transient=True)
+    ]
 
 
 def input_shape(config: Config) -> tuple[int, int]:

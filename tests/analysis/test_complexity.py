@@ -1,22 +1,27 @@
 """Parameters and MACs, against the figures of the design and against formulas."""
 
 import json
+import math
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import mmcv
 import pytest
 import timm
 import torch
 from mmengine.config import Config
+from PIL import Image
 from torch import nn
 
 from mcf_mm.analysis.complexity import (
     PARTS,
     build_model,
     count_complexity,
+    dataset_shapes,
     input_shape,
+    mean_complexity,
     pruning_arguments,
     shrink_by_ratio,
 )
@@ -223,4 +228,46 @@ def test_tool_prints_a_table(monkeypatch, capsys):
         assert text in printed
     monkeypatch.setattr(sys, 'argv', [str(TOOL), 'absent.py'])
     with pytest.raises(SystemExit, match='^error: .*absent.py'):
+        runpy.run_path(str(TOOL), run_name='__main__')
+
+
+def test_mean_over_images_of_the_dataset(detection_cfg, monkeypatch, capsys, tmp_path):
+    """By image id, each at its size after the test pipeline; equal to counting each by itself."""
+    annotations = tmp_path / 'scenes.json'
+    scenes = json.loads(annotations.read_text())
+    scenes['images'].reverse()
+    annotations.write_text(json.dumps(scenes))
+    arch = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+    detection_cfg.model = dict(
+        type='mcf_mm.YOLOS',
+        data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
+        backbone=dict(type='mcf_mm.YOLOSVisionTransformer', arch=arch, img_size=96),
+        bbox_head=dict(type='mcf_mm.YOLOSHead', num_classes=2, embed_dims=32),
+    )
+    detection_cfg.custom_hooks = [dict(type='mcf_mm.MCFPruningHook', ratio=0.5)]
+    shapes = dataset_shapes(detection_cfg, 3)
+    expected = []
+    for i in range(3):
+        size = Image.open(tmp_path / f'{i}.png').size
+        width, height = mmcv.rescale_size(size, (96, 96))
+        expected.append((math.ceil(height // 16 / 2) * 32, math.ceil(width // 16 / 2) * 32))
+    assert shapes == expected and len(set(shapes)) > 1
+
+    model = build_model(detection_cfg)
+    mean = mean_complexity(model, shapes)
+    alone = [count_complexity(model, shape) for shape in shapes]
+    assert mean.params == alone[0].params
+    assert mean.macs == round(sum(count.macs for count in alone) / 3)
+    ffn = round(sum(count.parts['ffn'].macs for count in alone) / 3)
+    assert mean.parts['ffn'].macs == ffn
+
+    detection_cfg.dump(tmp_path / 'config.py')
+    arguments = [str(TOOL), str(tmp_path / 'config.py'), '--json', '--dataset-images', '3']
+    monkeypatch.setattr(sys, 'argv', arguments)
+    capsys.readouterr()
+    runpy.run_path(str(TOOL), run_name='__main__')
+    printed = json.loads(capsys.readouterr().out)
+    assert printed['macs'] == mean.macs > printed['pruned']['macs']
+    monkeypatch.setattr(sys, 'argv', [*arguments[:-1], '11'])
+    with pytest.raises(SystemExit, match='error: 11 images are asked for.* has 10'):
         runpy.run_path(str(TOOL), run_name='__main__')

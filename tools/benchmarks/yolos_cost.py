@@ -147,7 +147,9 @@ def main() -> None:
     for column in ('network', 'GMACs', 'seconds', 'ratio', 'MiB', 'ratio'):
         table.add_column(column, justify='left' if column == 'network' else 'right')
     for name, build in NETWORKS.items():
-        macs = '' if 'transformers' in name else f'{count_complexity(build(), shape).macs / 1e9:.1f}'
+        macs = (
+            '' if 'transformers' in name else f'{count_complexity(build(), shape).macs / 1e9:.1f}'
+        )
         table.add_row(
             name,
             macs,
