@@ -20,6 +20,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'yolos'
 SMALL = 'deit-small_8xb1-150e_coco'
 TINY = 'deit-tiny_8xb2-300e_coco'
 FACEMASK = 'deit-tiny_2cpu-40e_facemask'
+FACEMASK_GPU = 'deit-tiny_1xb8-300e_facemask'
 # Parameters counted on the public code, with 91 classes.
 PUBLIC = {
     'deit-tiny_public_coco': 6_488_736,
@@ -49,9 +50,9 @@ def build(config: Config) -> YOLOS:
     [
         (SMALL, 30_684_768 - 4_235),
         (TINY, 6_488_736 - 2_123),
-        # 121 instead of 4,150 patch positions, 40 instead of 100 detection tokens twice, and 88
+        # 204 instead of 4,150 patch positions, 40 instead of 100 detection tokens twice, and 88
         # classes less than 91.
-        (FACEMASK, 6_488_736 - (4_150 - 121 + 2 * 60) * 192 - 88 * 193),
+        (FACEMASK, 6_488_736 - (4_150 - 204 + 2 * 60) * 192 - 88 * 193),
         *PUBLIC.items(),
     ],
 )
@@ -60,7 +61,7 @@ def test_size_of_the_model(name, parameters):
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
-@pytest.mark.parametrize('name', [SMALL, TINY, FACEMASK])
+@pytest.mark.parametrize('name', [SMALL, TINY, FACEMASK, FACEMASK_GPU])
 def test_the_mcf_config_differs_in_the_backbone_only(name):
     dense, mcf = load(name).to_dict(), load(f'mcf-{name}').to_dict()
     assert mcf.pop('checkpoint').endswith('slim.safetensors')
@@ -104,7 +105,8 @@ def test_schedule(name, lr, epochs, batch_size):
     [
         (SMALL, (480, 800), (800, 1056)),
         (TINY, (256, 608), (512, 672)),
-        (FACEMASK, (96, 128), (128, 176)),
+        (FACEMASK, (112, 192), (192, 256)),
+        (FACEMASK_GPU, (256, 608), (512, 672)),
     ],
 )
 def test_pipelines(tmp_path, name, sides, evaluated):

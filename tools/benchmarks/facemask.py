@@ -1,0 +1,117 @@
+"""YOLOS-Ti on facemask_coco from the dense and from the pruned DeiT-Tiny: trains, compares, draws.
+
+python tools/benchmarks/facemask.py --config 2cpu-40e                  # seed 0, two CPU cores
+python tools/benchmarks/facemask.py --config 1xb8-300e --seeds 0 1 2   # one GPU
+
+What is complete is not trained again and what was stopped goes on. Needs the data and the weights
+of tools/prepare_real_data.py and the pruned backbone in work_dirs/photos/least_squares (README).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+import torch
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from rich.console import Console
+from rich.table import Table
+
+from mcf_mm.analysis.complexity import build_model, input_shape
+from mcf_mm.analysis.plots import save_figure
+from mcf_mm.analysis.throughput import compare
+
+ROOT = Path(__file__).resolve().parents[2]
+NETWORKS = {'dense': 'yolos_deit', 'pruned': 'yolos_mcf-deit'}
+METRICS = {'AP': 'mAP', 'AP50': 'mAP_50', 'small': 'mAP_s', 'medium': 'mAP_m', 'large': 'mAP_l'}
+
+
+def train(config: Path, work_dir: Path, seed: int) -> list[dict]:
+    """Trains if need be; returns what was logged, a dict for each step or evaluation."""
+    last = work_dir / 'last_checkpoint'
+    final = f'epoch_{Config.fromfile(config).train_cfg.max_epochs}.pth'
+    if not last.exists() or Path(last.read_text()).name != final:
+        command = [sys.executable, ROOT / 'tools/train.py', config, '--work-dir', work_dir]
+        command += ['--resume'] if last.exists() else []
+        subprocess.run([*command, '--cfg-options', f'randomness.seed={seed}'], check=True)
+    # One file for each start of the run; what was done twice stands in the later one.
+    rows = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for row in map(json.loads, path.read_text().splitlines()):
+            rows['loss' in row, row['step']] = row
+    return list(rows.values())
+
+
+def draw(path: Path, logs: dict[str, list[list[dict]]]) -> None:
+    """Loss and AP50 by epoch, a line for each run."""
+    figure = Figure(figsize=(10, 3.6), layout='constrained')
+    for axes, key in zip(figure.subplots(1, 2), ('loss', 'coco/bbox_mAP_50'), strict=True):
+        for (name, runs), colour in zip(logs.items(), ('0.4', 'tab:blue'), strict=True):
+            for number, rows in enumerate(runs):
+                points = {}
+                for row in rows:
+                    if key in row:
+                        # Evaluations are logged by epoch, losses many times in each.
+                        points.setdefault(row.get('epoch', row['step']), []).append(row[key])
+                label = name if number == 0 else None
+                axes.plot(
+                    list(points), [mean(v) for v in points.values()], color=colour, label=label
+                )
+        axes.set_xlabel('epoch')
+        axes.set_title(key)
+        axes.legend()
+    save_figure(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--config', choices=('2cpu-40e', '1xb8-300e'), default='2cpu-40e')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/facemask'))
+    args = parser.parse_args()
+
+    configs = {
+        name: ROOT / f'configs/yolos/{prefix}-tiny_{args.config}_facemask.py'
+        for name, prefix in NETWORKS.items()
+    }
+    logs = {
+        name: [
+            train(config, args.out / f'{args.config}_{name}_seed{seed}', seed)
+            for seed in args.seeds
+        ]
+        for name, config in configs.items()
+    }
+    draw(args.out / f'{args.config}.png', logs)
+
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    built = {name: Config.fromfile(config) for name, config in configs.items()}
+    shape = input_shape(built['dense'])
+    speeds = compare(
+        {name: build_model(config).to(device) for name, config in built.items()},
+        shape,
+        batch_size=8,
+    ).networks
+    rows = {}
+    for name, runs in logs.items():
+        scores = [next(row for row in reversed(rows) if 'coco/bbox_mAP' in row) for rows in runs]
+        rows[name] = {
+            label: [score[f'coco/bbox_{key}'] for score in scores] for label, key in METRICS.items()
+        }
+    table = Table(title=f'{args.config}, seeds {args.seeds}, {shape[0]} x {shape[1]} on {device}')
+    for column in ('backbone', *METRICS, 'params (M)', 'MACs (G)', 'images/s'):
+        table.add_column(column, justify='left' if column == 'backbone' else 'right')
+    for name, scores in rows.items():
+        cells = [' '.join(f'{value:.3f}' for value in values) for values in scores.values()]
+        speed = speeds[name]
+        cells += [f'{speed.params / 1e6:.3f}', f'{speed.macs / 1e9:.3f}']
+        table.add_row(name, *cells, f'{speed.images_per_second:.1f}')
+    Console().print(table)
+
+
+if __name__ == '__main__':
+    main()
