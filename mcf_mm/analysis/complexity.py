@@ -20,6 +20,7 @@ from rich.progress import track
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mcf_mm.models.widths import check_widths
 from mcf_mm.pruning.slim import RowSparseLinear
 from mcf_mm.pruning.structure import kept_size
 from mcf_mm.pruning.surgery import resize_ffn
@@ -218,14 +219,20 @@ def shrink_by_ratio(
 
 
 def build_model(config: Config) -> nn.Module:
-    """Builds the network of a config of mmpretrain or mmdet, without loading weights."""
+    """Builds the network of a config of mmpretrain or mmdet, without loading weights.
+
+    Raises:
+        ValueError: See :func:`mcf_mm.models.widths.check_widths`.
+    """
     # For this one call only: a notebook may go on with a config of another library.
     model = copy.deepcopy(config.model)
     # As the Runner does: mmpretrain's bases have the preprocessor beside the model.
     if config.get('data_preprocessor'):
         model.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(config.get('default_scope')):
-        return MODELS.build(model)
+        network = MODELS.build(model)
+    check_widths(network, config.model)
+    return network
 
 
 def pruning_arguments(config: Config) -> dict[str, Any] | None:

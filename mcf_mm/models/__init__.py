@@ -8,10 +8,12 @@ from mcf_mm.models.backbones import (
 )
 from mcf_mm.models.dense_heads import YOLOSHead
 from mcf_mm.models.detectors import YOLOS
+from mcf_mm.models.necks import SimpleFeaturePyramid
 from mcf_mm.models.slim_model import slim_model
 
 __all__ = [
     'YOLOS',
+    'SimpleFeaturePyramid',
     'SlimDistilledVisionTransformer',
     'SlimSwinTransformer',
     'SlimVisionTransformer',

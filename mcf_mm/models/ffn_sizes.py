@@ -187,6 +187,11 @@ class SlimFFNs:
         # Before the class's own hooks nothing is copied, so a bad checkpoint changes nothing.
         self._register_load_state_dict_pre_hook(self._before_load)
 
+    @property
+    def out_channels(self) -> list[int]:
+        """Width of each output; all the same here, pyramids such as Swin have their own."""
+        return [self.embed_dims] * len(self.out_indices)
+
     def _set_sizes(
         self, inputs: Sequence[int], hiddens: Sequence[int], selections: Sequence[str]
     ) -> None:

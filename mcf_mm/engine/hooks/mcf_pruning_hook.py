@@ -18,6 +18,7 @@ from mcf_mm.engine.networks import averages, cut_networks, unwrapped
 from mcf_mm.engine.parallel import require_supported_parallelism
 from mcf_mm.engine.slim_export import check_selection, write_slim
 from mcf_mm.engine.teacher import Teacher, check_teacher
+from mcf_mm.models.widths import check_widths
 from mcf_mm.pruning import (
     Calibration,
     SparseFFN,
@@ -77,8 +78,8 @@ class MCFPruningHook(Hook):
 
     Raises:
         ValueError: An argument is out of range; the run is one of FSDP or DeepSpeed; the model has
-            no FFN or a pruned one; there are fewer epochs than FFNs + 1; a checkpoint to resume
-            from is not of such a run.
+            no FFN or a pruned one, or parts that do not fit together; there are fewer epochs than
+            FFNs + 1; a checkpoint to resume from is not of such a run.
 
     Example:
         >>> custom_hooks = [dict(type='mcf_mm.MCFPruningHook', ratio=0.4)]
@@ -150,6 +151,7 @@ class MCFPruningHook(Hook):
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise ValueError('MCFPruningHook works with one optimizer, got several')
         model = unwrapped(runner)
+        check_widths(model, runner.cfg.model)
         self.names = [ffn.name for ffn in find_ffns(model)]
         if not self.is_small:
             ffns = require_dense_ffns(model)

@@ -33,6 +33,11 @@ class SlimSwinTransformer(SlimFFNs, SwinTransformer):
             for kind in ('weight', 'bias')
         )
 
+    @property
+    def out_channels(self) -> list[int]:
+        """Width of each output."""
+        return [self.num_features[index] for index in self.out_indices]
+
     def _before_load(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
         # Made from the window size; checkpoints of other libraries have none.
         for name, buffer in self.named_buffers():

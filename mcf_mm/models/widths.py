@@ -1,0 +1,47 @@
+"""Do the neck and the heads of a config take what its slim backbone gives?"""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from mcf_mm.models.ffn_sizes import SlimFFNs
+
+
+def check_widths(model: nn.Module, config: Mapping) -> None:
+    """Refuses a network whose neck or head was made for another backbone.
+
+    Without it, torch would say so at the first image, naming neither. Only the backbone knows its
+    widths and only the config has ``in_channels`` of every neck, so both are looked at.
+
+    Args:
+        model: Classifier or detector. One without a slim backbone is not looked at.
+        config: What it was built from, ``cfg.model``.
+
+    Raises:
+        ValueError: ``in_channels`` of the neck, or of a head if no neck has them, are not the
+            widths of the backbone.
+    """
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, SlimFFNs):
+        return
+    widths = backbone.out_channels
+    neck = config.get('neck')
+    # Of several necks the first sees the backbone.
+    if isinstance(neck, list | tuple):
+        neck = neck[0]
+    parts = {'neck': neck or {}}
+    if 'in_channels' not in parts['neck']:  # none, or it pools and leaves the channels alone
+        parts = {name: part for name, part in config.items() if name.endswith('head') and part}
+    for name, part in parts.items():
+        expected = part.get('in_channels')
+        if expected is None:
+            continue
+        # A number is the width of the last map. Some necks take the maps in reverse order.
+        one = isinstance(expected, int)
+        given = widths[-1] if one else widths
+        if expected != given if one else sorted(expected) != sorted(given):
+            raise ValueError(
+                f'{name} ({part["type"]}) has in_channels={expected}, but the maps of the backbone '
+                f'({type(backbone).__name__}) are {widths} channels wide: set {name}.in_channels='
+                f'{given} in the config'
+            )
