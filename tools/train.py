@@ -11,9 +11,9 @@ while it trains and leaves ``slim.safetensors`` and ``slim.py`` in the work dire
 import argparse
 
 from mmengine.config import DictAction
-from mmengine.runner import Runner
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
+from mcf_mm.engine.bad_input import build_runner
 from mcf_mm.engine.config import hook_types, load_config
 from mcf_mm.engine.parallel import require_supported_parallelism, start_cpu_processes
 from mcf_mm.engine.resume import make_resumable, resume
@@ -66,7 +66,7 @@ def main() -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
-    Runner.from_cfg(cfg).train()
+    build_runner(cfg).train()
 
 
 if __name__ == '__main__':

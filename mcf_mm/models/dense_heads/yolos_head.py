@@ -1,6 +1,10 @@
 """The head of YOLOS."""
 
+import logging
+
 from mmdet.models.dense_heads import DETRHead
+from mmengine.logging import MessageHub, print_log
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mcf_mm.registry import MODELS
@@ -22,7 +26,8 @@ class YOLOSHead(DETRHead):
 
     Matching, losses and prediction are DETR's: see section 2.1 of
     `You Only Look at One Sequence <https://arxiv.org/abs/2106.00666>`_. An image with more objects
-    than there are detection tokens is trained on the objects that match best.
+    than there are detection tokens is trained on the objects that match best, and the first such
+    image is named in a warning.
 
     Args:
         num_classes: Number of classes without the no-object class.
@@ -32,6 +37,9 @@ class YOLOSHead(DETRHead):
         test_cfg: May have ``max_per_img``, the most boxes to return for an image. Defaults to
             None, one for each detection token.
         **kwargs: As for :class:`mmdet.models.DETRHead` (``loss_bbox``, ``loss_iou``).
+
+    Raises:
+        FloatingPointError: In training, logits or boxes are NaN or infinite.
 
     Example:
         >>> bbox_head = dict(type='mcf_mm.YOLOSHead', num_classes=80, embed_dims=384)
@@ -59,6 +67,7 @@ class YOLOSHead(DETRHead):
             **kwargs,
         )
         self.bg_cls_weight = no_object_weight
+        self._has_warned = False
 
     def _init_layers(self) -> None:
         self.fc_cls = self._mlp(self.cls_out_channels)
@@ -85,3 +94,31 @@ class YOLOSHead(DETRHead):
             ``(1, B, num_det_tokens, 4)`` as (cx, cy, w, h) relative to the image.
         """
         return self.fc_cls(hidden_states), self.fc_reg(hidden_states).sigmoid()
+
+    def _get_targets_single(
+        self, cls_score: Tensor, bbox_pred: Tensor, gt_instances: InstanceData, img_meta: dict
+    ) -> tuple:
+        """Matches tokens and objects of one image; see :class:`mmdet.models.DETRHead`."""
+        image = img_meta.get('img_path', 'an image without a file')
+        if len(gt_instances) > len(cls_score) and not self._has_warned:
+            self._has_warned = True
+            print_log(
+                f'{image} has {len(gt_instances)} objects and the model {len(cls_score)} detection '
+                f'tokens: only the {len(cls_score)} objects that match best are trained on, here '
+                'and in other such images. num_det_tokens of the backbone sets their number',
+                logger='current',
+                level=logging.WARNING,
+            )
+        try:
+            return super()._get_targets_single(cls_score, bbox_pred, gt_instances, img_meta)
+        except ValueError as error:
+            # The matching refuses NaN before there is a loss. Asked only now, for a look at the
+            # tensors would have to wait for the GPU once more.
+            if cls_score.isfinite().all() and bbox_pred.isfinite().all():
+                raise
+            iteration = MessageHub.get_current_instance().get_info('iter', 0) + 1
+            raise FloatingPointError(
+                f'iteration {iteration}: the class logits or boxes of {image} are NaN or infinite. '
+                'The weights diverged before, if this image and its annotations are in order: '
+                'train with a lower learning rate'
+            ) from error
