@@ -1,6 +1,7 @@
 """Fixtures that many tests share."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,15 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f'the real data is not here: no folder {SHARED.name} beside the checkout')
     return SHARED
+
+
+@pytest.fixture(scope='session')
+def coco_mini(shared_data, tmp_path_factory) -> Path:
+    """Folder with 79 photos of COCO val2017 and their original annotations, 5 of them crowds."""
+    folder = tmp_path_factory.mktemp('coco')
+    with tarfile.open(shared_data / 'coco_mini.tar.xz') as tar:
+        tar.extractall(folder, filter='data')
+    return folder / 'coco_mini'
 
 
 @pytest.fixture(autouse=True)

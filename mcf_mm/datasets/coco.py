@@ -5,6 +5,7 @@ import math
 from collections import Counter
 
 from mmdet.datasets import CocoDataset as MMDetCocoDataset
+from mmengine.fileio import load
 from mmengine.logging import print_log
 
 from mcf_mm.registry import DATASETS
@@ -25,9 +26,9 @@ class CocoDataset(MMDetCocoDataset):
         **kwargs: As for :class:`mmdet.datasets.CocoDataset`.
 
     Raises:
-        ValueError: An annotation has no ``bbox``, ``area`` or ``category_id``, a box that is not
-            four finite numbers, or a category that the file does not list; or the file does not
-            list each of ``classes`` exactly once (mmdet would shift the labels).
+        ValueError: An annotation or image lacks a key that COCO's format asks for; a box is not
+            four finite numbers; a category is not listed in the file; or the file does not list
+            each of ``classes`` exactly once (mmdet would shift the labels).
 
     Example:
         >>> train_dataloader = dict(dataset=dict(
@@ -39,7 +40,11 @@ class CocoDataset(MMDetCocoDataset):
         """Loads the annotations; see :class:`mmdet.datasets.CocoDataset`."""
         self._left_out: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
-        data_list = super().load_data_list()
+        try:
+            data_list = super().load_data_list()
+        except KeyError as error:
+            self._refuse_without(error.args[0])
+            raise
         # Evaluation is on the file itself, where nothing is left out.
         if self._left_out and not self.test_mode:
             parts = [
@@ -66,7 +71,7 @@ class CocoDataset(MMDetCocoDataset):
     def _check(self, annotation: dict, image: dict) -> None:
         name = f'annotation {annotation.get("id")} of {image["file_name"]}'
         where = f'{self.ann_file}: {name} (image id {image["id"]})'
-        for key in ('bbox', 'area', 'category_id'):
+        for key in ('bbox', 'area'):
             if key not in annotation:
                 raise ValueError(f'{where} has no {key!r}')
         box, category = annotation['bbox'], annotation['category_id']
@@ -91,6 +96,14 @@ class CocoDataset(MMDetCocoDataset):
             return
         self._left_out[reason] += 1
         self._examples.setdefault(reason, name)
+
+    def _refuse_without(self, key: str) -> None:
+        """Names the entry for which pycocotools or mmdet had a KeyError."""
+        kind = 'annotations' if key in ('category_id', 'image_id') else 'images'
+        content = load(self.ann_file, backend_args=self.backend_args)
+        for entry in content[kind]:
+            if key not in entry:
+                raise ValueError(f'{self.ann_file}: entry of {kind} without {key!r}: {entry}')
 
     def _refuse_classes(self) -> None:
         names = [category['name'] for category in self.coco.cats.values()]

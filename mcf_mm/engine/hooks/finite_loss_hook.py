@@ -1,7 +1,6 @@
 """Stops a run whose loss is no number any more."""
 
-import math
-
+import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -36,7 +35,7 @@ class FiniteLossHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Looks at ``loss``, the sum that was optimized."""
-        if not outputs or 'loss' not in outputs or math.isfinite(outputs['loss']):
+        if not outputs or 'loss' not in outputs or torch.as_tensor(outputs['loss']).isfinite():
             return
         losses = ', '.join(f'{name} {float(value):.4g}' for name, value in outputs.items())
         last = runner.message_hub.runtime_info.get('last_ckpt')
