@@ -26,10 +26,10 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope='session')
 def coco_mini(shared_data, tmp_path_factory) -> Path:
-    """Folder of 79 COCO photos, ``val2017/`` and ``annotations/``."""
-    folder = tmp_path_factory.mktemp('data')
-    with tarfile.open(shared_data / 'coco_mini.tar.xz') as archive:
-        archive.extractall(folder, filter='data')
+    """Folder with 79 photos of COCO val2017 and their original annotations, 5 of them crowds."""
+    folder = tmp_path_factory.mktemp('coco')
+    with tarfile.open(shared_data / 'coco_mini.tar.xz') as tar:
+        tar.extractall(folder, filter='data')
     return folder / 'coco_mini'
 
 

@@ -10,12 +10,10 @@ import argparse
 import json
 
 from mmengine.config import DictAction
-from mmengine.runner import Runner
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
+from mcf_mm.engine.bad_input import build_runner
 from mcf_mm.engine.config import load_config
-from mcf_mm.engine.networks import unwrapped
-from mcf_mm.models.widths import check_widths
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,9 +38,7 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
     cfg.load_from, cfg.resume = args.checkpoint, False
-    runner = Runner.from_cfg(cfg)
-    check_widths(unwrapped(runner), cfg.model)
-    print(json.dumps(runner.test()))
+    print(json.dumps(build_runner(cfg).test()))
 
 
 if __name__ == '__main__':

@@ -11,14 +11,12 @@ while it trains and leaves ``slim.safetensors`` and ``slim.py`` in the work dire
 import argparse
 
 from mmengine.config import DictAction
-from mmengine.runner import Runner
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
+from mcf_mm.engine.bad_input import build_runner
 from mcf_mm.engine.config import hook_types, load_config
-from mcf_mm.engine.networks import unwrapped
 from mcf_mm.engine.parallel import require_supported_parallelism, start_cpu_processes
 from mcf_mm.engine.resume import make_resumable, resume
-from mcf_mm.models.widths import check_widths
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,9 +66,7 @@ def main() -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
-    runner = Runner.from_cfg(cfg)
-    check_widths(unwrapped(runner), cfg.model)
-    runner.train()
+    build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -3,7 +3,8 @@
 _base_ = './yolos_deit-small_8xb1-150e_coco.py'
 
 max_epochs = 300
-scales = [(1333, shorter) for shorter in range(256, 609, 16)]
+# The longer side is limited in the same ratio as in YOLOS-S: 608 * 1333 // 800, 512 * 1333 // 800.
+scales = [(1013, shorter) for shorter in range(256, 609, 16)]
 test_scale = (853, 512)
 
 model = dict(

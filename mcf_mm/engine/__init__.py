@@ -1,5 +1,5 @@
 """What MMEngine's Runner needs; hooks decide when, ``mcf_mm.pruning`` does the work."""
 
-from mcf_mm.engine.hooks import AtomicCheckpointHook, EpochSeedHook, MCFPruningHook
+from mcf_mm.engine.hooks import AtomicCheckpointHook, EpochSeedHook, FiniteLossHook, MCFPruningHook
 
-__all__ = ['AtomicCheckpointHook', 'EpochSeedHook', 'MCFPruningHook']
+__all__ = ['AtomicCheckpointHook', 'EpochSeedHook', 'FiniteLossHook', 'MCFPruningHook']

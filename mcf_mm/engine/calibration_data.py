@@ -12,6 +12,8 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
+from mcf_mm.engine.bad_input import check_input
+
 
 def calibration_loader(cfg: Config, num_images: int, seed: int = 0) -> DataLoader:
     """Loads a fixed random choice of training images, without training augmentation.
@@ -39,6 +41,7 @@ def calibration_loader(cfg: Config, num_images: int, seed: int = 0) -> DataLoade
         if cfg.get(name):
             _set_pipeline(dataset_cfg, _pipeline(cfg[name].dataset))
             break
+    check_input(dataset_cfg)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         dataset = DATASETS.build(dataset_cfg)
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))

@@ -1,5 +1,4 @@
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from mcf_mm.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'yolos'
 SMALL = 'deit-small_8xb1-150e_coco'
+SMALL_TYPE_II = 'deit-small-type2_8xb1-150e_coco'
 TINY = 'deit-tiny_8xb2-300e_coco'
 FACEMASK = 'deit-tiny_2cpu-40e_facemask'
 FACEMASK_GPU = 'deit-tiny_1xb8-300e_facemask'
@@ -49,6 +49,8 @@ def build(config: Config) -> YOLOS:
     'name, parameters',
     [
         (SMALL, 30_684_768 - 4_235),
+        # 4,200 instead of 1,728 patch positions, and once instead of twelve times.
+        (SMALL_TYPE_II, 30_684_768 - 4_235 + (4_200 - 1_728 - 11 * 1_829) * 384),
         (TINY, 6_488_736 - 2_123),
         # 204 instead of 4,150 patch positions, 40 instead of 100 detection tokens twice, and 88
         # classes less than 91.
@@ -61,7 +63,7 @@ def test_size_of_the_model(name, parameters):
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
-@pytest.mark.parametrize('name', [SMALL, TINY, FACEMASK, FACEMASK_GPU])
+@pytest.mark.parametrize('name', [SMALL, SMALL_TYPE_II, TINY, FACEMASK, FACEMASK_GPU])
 def test_the_mcf_config_differs_in_the_backbone_only(name):
     dense, mcf = load(name).to_dict(), load(f'mcf-{name}').to_dict()
     assert mcf.pop('checkpoint').endswith('slim.safetensors')
@@ -70,6 +72,14 @@ def test_the_mcf_config_differs_in_the_backbone_only(name):
     for config in (dense, mcf):
         config['model']['backbone']['init_cfg'].pop('checkpoint')
     assert mcf == dense
+
+
+def test_type_ii_differs_in_the_position_embeddings_only():
+    one, two = load(SMALL).to_dict(), load(SMALL_TYPE_II).to_dict()
+    for config, img_size in ((one, (512, 864)), (two, (800, 1344))):
+        assert config['model']['backbone'].pop('img_size') == img_size
+        assert config['model']['backbone'].pop('with_mid_pos_embed') == (config is one)
+    assert one == two
 
 
 def test_weight_decay():
@@ -130,18 +140,24 @@ def test_pipelines(tmp_path, name, sides, evaluated):
         assert run(loader.dataset.pipeline) == evaluated
 
 
+@pytest.mark.parametrize('name, limit', [(SMALL, 1333), (TINY, 1013)])
+def test_two_paths(name, limit):
+    flip, choice = load(name).train_pipeline[2:4]
+    assert flip == dict(type='RandomFlip', prob=0.5)
+    (resize,), (before, crop, again) = choice.transforms  # chosen alike, for there is no prob
+    assert resize == again and resize.resize_type == before.resize_type == 'mcf_mm.PatchResize'
+    assert {max(scale) for scale in resize.scales} == {limit}
+    steps = {min(scale) for scale in resize.scales}
+    assert steps == set(range(min(steps), max(steps) + 1, 16)) and 'prob' not in choice
+    assert [min(scale) for scale in before.scales] == [400, 500, 600]
+    # A panorama of the shorter side 600 and 1,800 is not made smaller before the crop.
+    assert min(max(scale) for scale in before.scales) > 1800
+    assert (crop.crop_type, crop.crop_size) == ('absolute_range', (384, 600))
+
+
 def test_images_without_boxes_are_kept():
     for name in (SMALL, TINY, FACEMASK):
         assert load(name).train_dataloader.dataset.filter_cfg is None
-
-
-@pytest.fixture(scope='session')
-def coco_mini(shared_data, tmp_path_factory) -> Path:
-    """79 photos of COCO val2017 with all of their annotations."""
-    folder = tmp_path_factory.mktemp('data')
-    with tarfile.open(shared_data / 'coco_mini.tar.xz') as archive:
-        archive.extractall(folder, filter='data')
-    return folder / 'coco_mini'
 
 
 def annotations(coco_mini: Path) -> Path:

@@ -3,6 +3,8 @@ import pytest
 from mmdet.registry import TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
 
+from mcf_mm.datasets import PatchResize
+
 
 def resize(height: int, width: int, scale: tuple[int, int]) -> dict:
     transform = TRANSFORMS.build(dict(type='mcf_mm.PatchResize', scale=scale))
@@ -19,6 +21,10 @@ def resize(height: int, width: int, scale: tuple[int, int]) -> dict:
         (300, 900, (1333, 800), (432, 1328)),  # 444 x 1333, the longer side decides
         (400, 301, (288, 288), (288, 208)),
         (5, 500, (288, 288), (16, 288)),
+        (480, 633, (1333, 800), (800, 1040)),  # 1055, and not 1056
+        (480, 633, (1333, 480), (480, 624)),
+        (427, 427, (176, 176), (176, 176)),
+        (333, 321, (176, 176), (176, 160)),
     ],
 )
 def test_sides_are_whole_patches(height, width, scale, expected):
@@ -27,6 +33,23 @@ def test_sides_are_whole_patches(height, width, scale, expected):
     assert results['scale_factor'] == pytest.approx((expected[1] / width, expected[0] / height))
     box = results['gt_bboxes'].tensor[0].tolist()
     assert box == pytest.approx([0, 0, expected[1], expected[0]])
+
+
+def test_sizes_are_those_of_the_public_code():
+    # Hugging Face have taken them over from it.
+    yolos = pytest.importorskip('transformers.models.yolos.image_processing_yolos')
+    public = getattr(yolos, 'get_size_with_aspect_ratio_yolos', None)
+    if public is None:
+        pytest.skip('this version of transformers has it in another place')
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(50, 1400, (3000, 2)).tolist():
+        for longest, shortest in ((1333, 800), (1333, 496), (1013, 608), (853, 512)):
+            found = PatchResize._whole_patches((height, width), (longest, shortest))
+            short, long = sorted((height, width))
+            # Theirs leaves an image alone when its shorter side happens to be right by then.
+            if short not in (shortest, round(longest * short / long)):
+                expected = public((height, width), shortest, longest)[::-1]
+                assert found == tuple(max(side, 16) for side in expected)
 
 
 def test_random_choice_of_sizes():

@@ -68,3 +68,11 @@ def test_a_config_without_scope_is_refused(tmp_path):
     (tmp_path / 'bare.py').write_text('model = dict(type="X")\n')
     done = run('train.py', tmp_path / 'bare.py')
     assert 'bare.py has no default_scope' in done.stderr
+
+
+def test_a_bad_image_is_named(config, photos, tmp_path):
+    (photos / 'dog' / '3.png').write_bytes(b'')
+    done = run('train.py', config, '--work-dir', tmp_path / 'dense')
+    assert done.returncode != 0
+    assert 'dog/3.png: the image file is empty (0 bytes)' in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / 'dense').glob('*.pth'))

@@ -10,7 +10,8 @@ resize = dict(
 before_crop = dict(
     type='RandomChoiceResize',
     resize_type='mcf_mm.PatchResize',
-    scales=[(1333, 400), (1333, 500), (1333, 600)],
+    # The longer side has no limit here; none in COCO comes near this one.
+    scales=[(4200, 400), (4200, 500), (4200, 600)],
 )
 crop = dict(
     type='RandomCrop',

@@ -1,9 +1,11 @@
 """The head of YOLOS."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from mmdet.models.dense_heads import DETRHead
+from mmengine.logging import MessageHub, print_log
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -26,7 +28,8 @@ class YOLOSHead(DETRHead):
 
     Matching, losses and prediction are DETR's: see section 2.1 of
     `You Only Look at One Sequence <https://arxiv.org/abs/2106.00666>`_. An image with more objects
-    than there are detection tokens is trained on the objects that match best.
+    than there are detection tokens is trained on the objects that match best, and the first such
+    image is named in a warning.
 
     Args:
         num_classes: Number of outputs for classes, without the one for no object.
@@ -42,6 +45,7 @@ class YOLOSHead(DETRHead):
 
     Raises:
         ValueError: ``class_ids`` names an output twice or one that does not exist.
+        FloatingPointError: In training, logits or boxes are NaN or infinite.
 
     Example:
         >>> bbox_head = dict(type='mcf_mm.YOLOSHead', num_classes=80, embed_dims=384)
@@ -80,6 +84,7 @@ class YOLOSHead(DETRHead):
                 )
             class_ids = list(class_ids)
         self.class_ids = class_ids
+        self._has_warned = False
 
     def _init_layers(self) -> None:
         self.fc_cls = self._mlp(self.cls_out_channels)
@@ -114,7 +119,29 @@ class YOLOSHead(DETRHead):
         if self.class_ids is not None:
             ids = gt_instances.labels.new_tensor(self.class_ids)
             gt_instances = InstanceData(bboxes=gt_instances.bboxes, labels=ids[gt_instances.labels])
-        return super()._get_targets_single(cls_score, bbox_pred, gt_instances, img_meta)
+        image = img_meta.get('img_path', 'an image without a file')
+        if len(gt_instances) > len(cls_score) and not self._has_warned:
+            self._has_warned = True
+            print_log(
+                f'{image} has {len(gt_instances)} objects and the model {len(cls_score)} detection '
+                f'tokens: only the {len(cls_score)} objects that match best are trained on, here '
+                'and in other such images. num_det_tokens of the backbone sets their number',
+                logger='current',
+                level=logging.WARNING,
+            )
+        try:
+            return super()._get_targets_single(cls_score, bbox_pred, gt_instances, img_meta)
+        except ValueError as error:
+            # The matching refuses NaN before there is a loss. Asked only now, for a look at the
+            # tensors would have to wait for the GPU once more.
+            if cls_score.isfinite().all() and bbox_pred.isfinite().all():
+                raise
+            iteration = MessageHub.get_current_instance().get_info('iter', 0) + 1
+            raise FloatingPointError(
+                f'iteration {iteration}: the class logits or boxes of {image} are NaN or infinite. '
+                'The weights diverged before, if this image and its annotations are in order: '
+                'train with a lower learning rate'
+            ) from error
 
     def _predict_by_feat_single(self, cls_score: Tensor, *args, **kwargs) -> InstanceData:
         """As DETRHead, with the labels of ``class_ids``."""

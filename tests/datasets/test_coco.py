@@ -1,0 +1,146 @@
+"""Annotation files that a person has made mistakes in."""
+
+import json
+
+import pytest
+from mmdet.datasets import CocoDataset as MMDetCocoDataset
+from mmengine.logging import MMLogger
+
+from mcf_mm.datasets import CocoDataset
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Writes two images' annotations, changed by the test, and reads them again."""
+
+    def make(change=None, kind=CocoDataset, classes=('red', 'green'), **kwargs) -> CocoDataset:
+        box = dict(bbox=[10, 10, 24, 24], area=576, iscrowd=0)
+        content = dict(
+            images=[
+                dict(id=5 + n, file_name=f'{name}.jpg', height=70, width=90)
+                for n, name in enumerate(('first', 'second'))
+            ],
+            annotations=[
+                dict(id=31, image_id=5, category_id=3, **box),
+                dict(id=32, image_id=6, category_id=7, **box),
+            ],
+            categories=[dict(id=3, name='red'), dict(id=7, name='green')],
+        )
+        if isinstance(change, dict):
+            content['annotations'][1].update(change)
+        elif change is not None:
+            change(content)
+        (tmp_path / 'boxes.json').write_text(json.dumps(content))
+        return kind(
+            data_root=str(tmp_path),
+            ann_file='boxes.json',
+            data_prefix=dict(img=''),
+            metainfo=dict(classes=classes),
+            **kwargs,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(category_id=99), r'category_id 99, which is not among .* of the file: \[3, 7\]'),
+        (dict(bbox=[10, 10, float('nan'), 24]), r'bbox \[10, 10, nan, 24\] and area 576: expected'),
+        (dict(bbox=[float('inf'), 10, 5, 24]), r'bbox \[inf, 10, 5, 24\]'),
+        (dict(bbox=[10, 10, 24]), r'bbox \[10, 10, 24\] and area 576: expected \[x, y, width, h'),
+        (dict(area=float('nan')), r'area nan'),
+        (lambda content: content['annotations'][1].pop('bbox'), "has no 'bbox'"),
+        (lambda content: content['annotations'][1].pop('area'), "has no 'area'"),
+    ],
+)
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_mistakes_are_refused_by_name(make, change, message, test_mode):
+    where = r'boxes\.json: annotation 32 of second\.jpg \(image id 6\) '
+    with pytest.raises(ValueError, match=where + '.*' + message):
+        make(change, test_mode=test_mode)
+
+
+@pytest.mark.parametrize(
+    'kind, key, entry',
+    [
+        ('annotations', 'category_id', "{'id': 32,"),
+        ('annotations', 'image_id', "{'id': 32,"),
+        ('images', 'width', "{'id': 6, 'file_name': 'second.jpg'"),
+    ],
+)
+def test_incomplete_entries(make, kind, key, entry):
+    with pytest.raises(ValueError, match=rf"boxes\.json: entry of {kind} without '{key}': {entry}"):
+        make(lambda content: content[kind][1].pop(key))
+
+
+@pytest.fixture
+def log(tmp_path):
+    """What has been logged so far."""
+    file = tmp_path / 'log.txt'
+    MMLogger.get_instance(f'log of {tmp_path}', log_file=str(file))  # the current one from now on
+    return lambda: file.read_text()
+
+
+@pytest.mark.parametrize(
+    'change, reason',
+    [
+        (dict(bbox=[10, 10, 0, 24], area=0), 'with a box smaller than a pixel'),
+        (dict(bbox=[50, 50, -20, 20]), 'with a box smaller than a pixel'),
+        (dict(bbox=[90, 10, 20, 20]), 'with a box outside the image'),
+        (dict(bbox=[10, -30, 20, 20]), 'with a box outside the image'),
+    ],
+)
+def test_boxes_that_cannot_be_seen_are_left_out_and_counted(make, change, reason, log):
+    dataset = make(change)
+    assert [len(dataset[n]['instances']) for n in range(2)] == [1, 0]
+    expected = f'left out: 1 {reason} (the first: annotation 32 of second.jpg)'
+    assert log().count(expected) == 1
+    # Evaluation is on the file, and leaves nothing out.
+    make(change, test_mode=True)
+    assert log().count(expected) == 1
+
+
+def test_a_box_across_the_border_is_kept(make, log):
+    instances = make(dict(bbox=[80, 60, 50, 50], area=2500))[1]['instances']
+    assert instances[0]['bbox'] == [80, 60, 130, 110]  # as in mmdet, whose Resize clips it
+    assert 'left out' not in log()
+
+
+def test_a_crowd_is_not_an_object(make):
+    (instance,) = make(dict(iscrowd=1))[1]['instances']
+    assert instance['ignore_flag'] == 1
+
+
+def test_a_choice_of_classes(make, log):
+    dataset = make(classes=('green',))
+    assert [len(dataset[n]['instances']) for n in range(2)] == [0, 1]
+    assert dataset[1]['instances'][0]['bbox_label'] == 0
+    expected = '1 of categories that are not in classes (the first: annotation 31 of first.jpg)'
+    assert expected in log()
+
+
+@pytest.mark.parametrize('classes', [('red', 'blue'), ('blue',), ('red', 'green', 'blue')])
+def test_a_class_that_the_file_does_not_have(make, classes):
+    message = r"boxes\.json does not list each class .* once: \['blue'\] of .*\['red', 'green'\]"
+    with pytest.raises(ValueError, match=message):
+        make(classes=classes)
+
+
+def test_a_category_listed_twice(make):
+    def twice(content):
+        content['categories'].append(dict(id=9, name='green'))
+
+    with pytest.raises(ValueError, match=r"exactly once: \['green'\] of classes"):
+        make(twice)
+
+
+def test_the_original_annotations_of_coco(coco_mini):
+    kwargs = dict(
+        data_root=str(coco_mini),
+        ann_file='annotations/instances_val2017.json',
+        data_prefix=dict(img='val2017/'),
+    )
+    ours, theirs = CocoDataset(**kwargs), MMDetCocoDataset(**kwargs)
+    assert len(ours) == len(theirs) == 79
+    assert all(ours.get_data_info(n) == theirs.get_data_info(n) for n in range(79))
