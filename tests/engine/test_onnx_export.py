@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
 from packaging.version import Version
@@ -200,11 +201,7 @@ def test_what_cannot_be_exported(yolos_cfg, tmp_path, monkeypatch):
     yolos_cfg.model.bbox_head.num_classes = 3
     with pytest.raises(ValueError, match=r'bbox_head.fc_cls.4.weight is \(3, 32\), not \(4, 32\)'):
         export_onnx(yolos_cfg, *arguments)
-    yolos_cfg.model = dict(
-        type='RetinaNet',
-        backbone=dict(type='ResNet', depth=18),
-        bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=512),
-    )
+    yolos_cfg.model = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py').model
     with pytest.raises(ValueError, match='RetinaNet cannot be exported: only'):
         export_onnx(yolos_cfg, *arguments)
     monkeypatch.setattr(onnx_export_module, 'PACKAGES', ('onnx', 'no_such_package'))
