@@ -93,11 +93,12 @@ def slim_config(model: nn.Module, cfg: Config, checkpoint: str | Path) -> Config
         if part.type != SLIM_MODEL:
             part.base = f'{_scope(cfg, part)}.{part.type.rpartition(".")[2]}'
         part.update(type=SLIM_MODEL, ffn_sizes=sizes)
-    imports = cfg.setdefault('custom_imports', dict(imports=[]))
-    if CUSTOM_IMPORT not in imports['imports']:
+    cfg.custom_imports = cfg.get('custom_imports') or dict(imports=[])
+    imports = cfg.custom_imports.imports
+    if CUSTOM_IMPORT not in imports:
         # A single name may stand there without a list around it.
-        others = imports['imports']
-        imports['imports'] = [CUSTOM_IMPORT, *([others] if isinstance(others, str) else others)]
+        others = [imports] if isinstance(imports, str) else imports
+        cfg.custom_imports.imports = [CUSTOM_IMPORT, *others]
     cfg.load_from, cfg.resume = str(checkpoint), False
     cfg.custom_hooks = [
         hook
