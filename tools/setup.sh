@@ -22,15 +22,16 @@ case "$*" in
     '' | '--stack current')
         venv=.venv
         constraints=tools/constraints.txt
-        packages=(-e '.[mm,demo,test,huggingface]')
+        packages=(-e '.[mm,demo,test,huggingface,onnx]')
         default_python=python3
         python_range='3.10 or newer'
         in_range='sys.version_info >= (3, 10)' ;;
     '--stack classic')
         venv=.venv-classic
         constraints=tools/constraints-classic.txt
-        # Not an extra of mcf_mm: its mm brings the same import names. torch and mmengine use
-        # setuptools without asking for it.
+        # Without huggingface, which needs a newer torch, and onnx, which has been tested with a
+        # newer one only. OpenMMLab is not an extra here: mcf_mm's mm brings the same import names.
+        # torch and mmengine use setuptools without asking for it.
         packages=(-e '.[demo,test]' mmengine mmcv-lite mmdet mmpretrain setuptools)
         default_python=python3.10
         python_range='3.10'

@@ -6,6 +6,9 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 
+# For programs that do not import mcf_mm themselves, such as mmdet.apis.
+custom_imports = dict(imports=['mcf_mm.checkpoint'])
+
 checkpoint = 'work_dirs/deit-micro_digits/epoch_14.pth'
 
 max_epochs = 5

@@ -56,7 +56,7 @@ def prune_checkpoint(
     )
     after = count_complexity(model, shape)
     facts = dict(arguments, origin=str(checkpoint), num_images=num_images, seed=seed)
-    path = write_slim(model, cfg, out_dir, facts)
+    path = write_slim(model, cfg, out_dir, facts, loader.dataset.dataset)
     if structure is not None:
         write_report(Path(out_dir) / 'report', structure, importance, before, after)
     print(

@@ -3,6 +3,7 @@
 import copy
 import os
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from torch import nn
@@ -21,9 +22,14 @@ SLIM_TYPES = {
     'YOLOSVisionTransformer': 'mcf_mm.YOLOSVisionTransformer',
 }
 SLIM_MODEL = 'mcf_mm.SlimModel'
+#: What a config imports so that programs that know nothing of mcf_mm can use it (mmdet.apis): all
+#: that ``import mcf_mm`` does, and the reading of ``.safetensors`` files.
+CUSTOM_IMPORT = 'mcf_mm.checkpoint'
 
 
-def write_slim(model: nn.Module, cfg: Config, out_dir: str | Path, facts: dict) -> Path:
+def write_slim(
+    model: nn.Module, cfg: Config, out_dir: str | Path, facts: dict, dataset: Any = None
+) -> Path:
     """Writes ``slim.safetensors`` and ``slim.py`` to ``out_dir``.
 
     Args:
@@ -31,6 +37,8 @@ def write_slim(model: nn.Module, cfg: Config, out_dir: str | Path, facts: dict) 
         cfg: Config of the dense one.
         out_dir: Folder, made if need be.
         facts: How it was made (origin, ratios, method ...), for the header.
+        dataset: What it was trained on; its class names go to the header as ``dataset_meta``,
+            where mmdet and mmpretrain look for them. Defaults to None.
 
     Returns:
         Path of the checkpoint.
@@ -38,7 +46,10 @@ def write_slim(model: nn.Module, cfg: Config, out_dir: str | Path, facts: dict) 
     out_dir = Path(out_dir)
     checkpoint = out_dir / 'slim.safetensors'
     sizes = {ffn.name: list(ffn.sizes) for ffn in find_ffns(model)}
-    save_state_dict(checkpoint, model.state_dict(), {**facts, 'sizes': sizes})
+    facts = {**facts, 'sizes': sizes}
+    if classes := getattr(dataset, 'metainfo', {}).get('classes'):
+        facts['dataset_meta'] = dict(classes=list(classes))
+    save_state_dict(checkpoint, model.state_dict(), facts)
     partial = out_dir / f'slim.{os.getpid()}.part.py'
     try:
         slim_config(model, cfg, checkpoint).dump(partial)
@@ -82,6 +93,12 @@ def slim_config(model: nn.Module, cfg: Config, checkpoint: str | Path) -> Config
         if part.type != SLIM_MODEL:
             part.base = f'{_scope(cfg, part)}.{part.type.rpartition(".")[2]}'
         part.update(type=SLIM_MODEL, ffn_sizes=sizes)
+    cfg.custom_imports = cfg.get('custom_imports') or dict(imports=[])
+    imports = cfg.custom_imports.imports
+    if CUSTOM_IMPORT not in imports:
+        # A single name may stand there without a list around it.
+        others = [imports] if isinstance(imports, str) else imports
+        cfg.custom_imports.imports = [CUSTOM_IMPORT, *others]
     cfg.load_from, cfg.resume = str(checkpoint), False
     cfg.custom_hooks = [
         hook

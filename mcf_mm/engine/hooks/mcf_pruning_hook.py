@@ -237,7 +237,9 @@ class MCFPruningHook(Hook):
         )
         # The average, where there is one, is what validation and MMEngine's checkpoints have.
         model = [unwrapped(runner), *averages(runner)][-1]
-        path = write_slim(model, runner.cfg, runner.work_dir, facts)
+        path = write_slim(
+            model, runner.cfg, runner.work_dir, facts, runner.train_dataloader.dataset
+        )
         runner.logger.info(f'MCF: wrote {path} and {path.with_suffix(".py")}')
 
     def _sparsify(self, runner: Runner, name: str) -> None:

@@ -153,7 +153,7 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         Raises:
             ValueError: An image is smaller than a patch.
         """
-        num_images = len(x)
+        num_images = x.shape[0]  # not len(x), which an exported graph would take for a constant
         grids = self._grids(x, img_shapes)
         patches, (height, width) = self.patch_embed(x)
         patches = patches.unflatten(1, (height, width))
@@ -191,7 +191,7 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
     ) -> list[tuple[int, int]]:
         """Rows and columns of whole patches in each image."""
         if img_shapes is None or not self.mask_padding:
-            img_shapes = [x.shape[-2:]] * len(x)
+            img_shapes = [x.shape[-2:]]  # of all of them
         rows, columns = self.patch_embed.projection.kernel_size
         grids = [(shape[0] // rows, shape[1] // columns) for shape in img_shapes]
         for i, grid in enumerate(grids):

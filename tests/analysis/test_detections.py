@@ -1,0 +1,271 @@
+"""Detectors on real photos: mmdet's own interfaces take our configs, and the pictures are right."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import distributions
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import DefaultScope
+from PIL import Image
+from torch import nn
+
+from mcf_mm.analysis.complexity import build_model
+from mcf_mm.analysis.detections import CAPTION, Detector, find_images, name_pictures
+from mcf_mm.checkpoint import save_state_dict
+from mcf_mm.engine.slim_export import write_slim
+from mcf_mm.pruning import find_ffns
+from mcf_mm.registry import DATASETS
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / 'configs' / 'yolos'
+ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+#: Random weights are never sure of one of 80 classes.
+THRESHOLD = 0.04
+INSTALLED = {package.name for package in distributions()}
+
+
+@pytest.fixture(scope='module')
+def photos(shared_data, tmp_path_factory) -> list[Path]:
+    """Three photos of COCO."""
+    folder = tmp_path_factory.mktemp('photos')
+    with tarfile.open(shared_data / 'coco_mini.tar.xz') as archive:
+        members = (member for member in archive if member.name.endswith('.jpg'))
+        for member in [next(members) for _ in range(3)]:
+            with (folder / Path(member.name).name).open('wb') as file:
+                shutil.copyfileobj(archive.extractfile(member), file)
+    return sorted(folder.iterdir())
+
+
+def small(name: str, **backbone) -> Config:
+    """A config of ours with a small encoder; pipelines, data sets and all else stay."""
+    cfg = Config.fromfile(CONFIGS / f'yolos_{name}.py')
+    cfg.model.backbone.update(arch=ARCH, img_size=(64, 96), num_det_tokens=7, **backbone)
+    cfg.model.bbox_head.embed_dims = 32
+    return cfg
+
+
+def build(cfg: Config) -> nn.Module:
+    """The network with random weights that find different things in different places."""
+    torch.manual_seed(0)
+    cfg.model.backbone.init_cfg = None
+    model = build_model(cfg)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+    model.train(False)
+    return model
+
+
+@pytest.fixture(scope='module')
+def dense(tmp_path_factory) -> tuple[Path, Path, nn.Module]:
+    """Config and checkpoint of a dense YOLOS for COCO, as a Runner writes it."""
+    folder = tmp_path_factory.mktemp('dense')
+    cfg = small('deit-tiny_8xb2-300e_coco')
+    model = build(cfg)
+    classes = DATASETS.build(
+        dict(cfg.test_dataloader.dataset, type='mmdet.CocoDataset', lazy_init=True)
+    ).metainfo['classes']
+    torch.save(
+        dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=classes))),
+        folder / 'dense.pth',
+    )
+    cfg.dump(folder / 'dense.py')
+    return folder / 'dense.py', folder / 'dense.pth', model
+
+
+@pytest.fixture(scope='module')
+def pruned(tmp_path_factory) -> tuple[Path, Path, nn.Module]:
+    """The same for a pruned YOLOS for facemask_coco, as pruning leaves it: slim.py and weights."""
+    folder = tmp_path_factory.mktemp('pruned')
+    cfg = small('deit-tiny_2cpu-40e_facemask', ffn_inputs=[19, 20], ffn_hiddens=[33, 40])
+    model = build(cfg)
+    dataset = DATASETS.build(
+        dict(cfg.test_dataloader.dataset, type='mmdet.CocoDataset', lazy_init=True)
+    )
+    write_slim(model, cfg, folder, {}, dataset)
+    return folder / 'slim.py', folder / 'slim.safetensors', model
+
+
+def predict(config: Path, model: nn.Module, photo: Path) -> dict[str, torch.Tensor]:
+    """What the network itself predicts for a photo in the config's test pipeline."""
+    cfg = Config.fromfile(config)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        pipeline = Compose(cfg.test_dataloader.dataset.pipeline)
+        data = pipeline(dict(img_path=str(photo), img_id=0, instances=[]))
+        with torch.inference_mode():
+            found = model.test_step(pseudo_collate([data]))[0].pred_instances
+    return {key: found[key] for key in ('bboxes', 'scores', 'labels')}
+
+
+#: The whole script of somebody who has never heard of mcf_mm.
+SCRIPT = """
+import sys
+import torch
+from mmdet.apis import DetInferencer, inference_detector, init_detector
+result, *arguments = sys.argv[1:]
+out = []
+while '--' in arguments:
+    config, checkpoint = arguments[:2]
+    stop = arguments.index('--')
+    photos, arguments = arguments[2:stop], arguments[stop + 1:]
+    inferencer = DetInferencer(config, checkpoint, device='cpu', show_progress=False)
+    model = init_detector(config, checkpoint, device='cpu')
+    found = dict(
+        inferencer=inferencer(photos, return_datasamples=True, return_vis=True)['predictions'],
+        api=inference_detector(model, photos),
+    )
+    found = {
+        key: [{k: s.pred_instances[k] for k in ('bboxes', 'scores', 'labels')} for s in samples]
+        for key, samples in found.items()
+    }
+    for name, net in (('inferencer', inferencer.model), ('api', model)):
+        out.append((found[name], tuple(net.dataset_meta['classes'])))
+torch.save(out, result)
+"""
+
+
+def test_mmdet_itself_takes_our_configs(photos, dense, pruned, tmp_path):
+    """In a new process that imports nothing but mmdet.apis; the configs do the rest."""
+    arguments = []
+    for config, checkpoint, _ in (dense, pruned):
+        arguments += [config, checkpoint, *photos, '--']
+    # The original mmdet cannot even be imported beside an mmcv without operators.
+    script = SCRIPT if 'onedl-mmdetection' in INSTALLED else f'import mcf_mm\n{SCRIPT}'
+    done = subprocess.run(
+        [sys.executable, '-c', script, tmp_path / 'out.pt', *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    out = torch.load(tmp_path / 'out.pt')
+    assert len(out) == 4
+    for (found, classes), (config, _, model) in zip(out, [dense] * 2 + [pruned] * 2, strict=True):
+        number = model.bbox_head.num_classes
+        assert len(classes) == number
+        assert classes[0] == ('person' if number == 80 else 'mask_weared_incorrect')
+        for photo, instances in zip(photos, found, strict=True):
+            expected = predict(config, model, photo)
+            assert expected['scores'].max() > THRESHOLD
+            for key, value in expected.items():
+                torch.testing.assert_close(instances[key], value, msg=f'{config} {photo} {key}')
+
+
+def test_pictures_of_two_detectors(photos, dense, pruned, tmp_path):
+    """The tool, in a process of its own, on a folder, a photo and a file that is damaged."""
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    shutil.copy(photos[0], folder / 'a.jpg')
+    (folder / 'b.jpg').write_bytes(b'')
+    (folder / 'notes.txt').write_text('not an image')
+    out = tmp_path / 'out'
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'detect.py', folder, photos[1]]
+        + ['--config', dense[0], '--checkpoint', dense[1], '--against', *pruned[:2]]
+        + ['--out', out, '--device', 'cpu', '--score-thr', str(THRESHOLD)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert f'error: {folder / "b.jpg"} cannot be read: it is damaged' in done.stderr
+    assert 'error: 1 of 3 images could not be read' in done.stderr
+    assert sorted(file.name for file in out.iterdir()) == [photos[1].name, 'a.jpg']
+    lines = [line for line in done.stdout.splitlines() if 'drawn to' in line]
+    for line, image, photo in zip(
+        lines, (folder / 'a.jpg', photos[1]), (photos[0], photos[1]), strict=True
+    ):
+        counts = [
+            int((predict(config, model, photo)['scores'] > THRESHOLD).sum())
+            for config, _, model in (dense, pruned)
+        ]
+        assert min(counts) > 1
+        picture = out / image.name
+        boxes = f'{counts[0]} boxes and {counts[1]} boxes'
+        assert line == f'{image}: {boxes}, drawn to {picture}'
+        width, height = Image.open(photo).size
+        assert Image.open(picture).size == (2 * width, height + CAPTION)
+        # Left and right are the photo with different boxes on it.
+        panels = np.split(mmcv.imread(str(picture))[CAPTION:].astype(int), 2, axis=1)
+        original = mmcv.imread(str(photo)).astype(int)
+        drawn = [np.abs(panel - original).max(axis=-1) > 60 for panel in panels]
+        assert all(0.001 < mask.mean() < 0.9 for mask in drawn)
+        assert (drawn[0] != drawn[1]).any()
+
+
+def test_class_names_of_the_config(photos, pruned, tmp_path):
+    """Weights that say nothing of classes: mmdet would call them those of COCO."""
+    config, _, model = pruned
+    save_state_dict(tmp_path / 'bare.safetensors', model.state_dict(), {})
+    torch.save(model.state_dict(), tmp_path / 'bare.pth')
+    names = ('mask_weared_incorrect', 'with_mask', 'without_mask')
+    for checkpoint in ('bare.safetensors', 'bare.pth'):
+        cfg = Config.fromfile(config)
+        detector = Detector(cfg, str(tmp_path / checkpoint), device='cpu')
+        assert detector.visualizer.dataset_meta['classes'] == names
+        picture, count = detector.draw(photos[0], THRESHOLD)
+        assert count == (predict(config, model, photos[0])['scores'] > THRESHOLD).sum() > 0
+        width, height = Image.open(photos[0]).size
+        assert picture.shape == (height, width, 3) and picture.dtype == np.uint8
+        # Nothing is above this threshold, so nothing is drawn.
+        picture, count = detector.draw(photos[0], 1.0)
+        original = np.asarray(Image.open(photos[0]).convert('RGB')).astype(int)
+        assert count == 0 and np.abs(picture - original).max() < 10
+    # Sizes from the checkpoint, where what training started from is not at hand.
+    for name in ('ffn_inputs', 'ffn_hiddens'):
+        cfg.model.backbone.pop(name)
+    cfg.model.backbone.update(
+        sizes='auto', init_cfg=dict(type='Pretrained', checkpoint='nowhere.safetensors')
+    )
+    detector = Detector(cfg, str(tmp_path / 'bare.pth'), title='auto', device='cpu')
+    assert [ffn.sizes for ffn in find_ffns(detector.model)] == [(19, 33), (20, 40)]
+    assert detector.title == 'auto'
+
+
+def test_detectors_that_do_not_fit(dense, pruned):
+    cfg = Config.fromfile(dense[0])
+    with pytest.raises(ValueError, match="has no 'backbone.|the checkpoint has 19 inputs"):
+        Detector(cfg, str(pruned[1]), device='cpu')
+    with pytest.raises(ValueError, match=r'fc_cls.4.weight is \(4, 32\), not \(81, 32\)'):
+        cfg = Config.fromfile(pruned[0])
+        cfg.model.bbox_head.num_classes = 80
+        Detector(cfg, str(pruned[1]), device='cpu')
+    cfg = Config.fromfile(dense[0])
+    cfg.test_dataloader.dataset.metainfo = dict(classes=('cat', 'dog'))
+    state_dict = torch.load(dense[1])['state_dict']
+    with pytest.raises(ValueError, match='dense: bbox_head has 80 classes and the data set names'):
+        save_state_dict(dense[0].with_name('bare.safetensors'), state_dict, {})
+        Detector(cfg, str(dense[0].with_name('bare.safetensors')), device='cpu')
+    cfg.default_scope = 'mmpretrain'
+    with pytest.raises(ValueError, match="its default_scope is 'mmpretrain', not 'mmdet'"):
+        Detector(cfg, str(dense[1]), device='cpu')
+    with pytest.raises(FileNotFoundError, match='no checkpoint nowhere.safetensors'):
+        Detector(Config.fromfile(dense[0]), 'nowhere.safetensors', device='cpu')
+
+
+def test_which_images_and_pictures(tmp_path):
+    for name in ('a/1.jpg', 'a/2.PNG', 'a/notes.txt', 'b/1.jpg', 'empty/sub/3.jpg'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    a, b = tmp_path / 'a', tmp_path / 'b'
+    images = find_images([a, str(a / '1.jpg')])
+    assert images == [a / '1.jpg', a / '2.PNG']
+    out = tmp_path / 'out'
+    assert list(name_pictures(images, out).values()) == [out / '1.jpg', out / '2.PNG']
+    with pytest.raises(FileNotFoundError, match='no file or folder .*none, .*3.jpg'):
+        find_images([a, tmp_path / 'none', tmp_path / '3.jpg'])
+    with pytest.raises(ValueError, match='empty has no image: their names end in .jpg'):
+        find_images([tmp_path / 'empty'])
+    with pytest.raises(ValueError, match='notes.txt is no image: their names end in .jpg'):
+        find_images([a / 'notes.txt'])
+    with pytest.raises(ValueError, match=r'a/1.jpg and .*b/1.jpg would both be drawn to .*1.jpg'):
+        name_pictures(find_images([a, b]), out)
+    with pytest.raises(ValueError, match=r'the picture of .*a/1.jpg would replace an image'):
+        name_pictures(find_images([a]), a)
