@@ -46,6 +46,13 @@ def parse_args() -> argparse.Namespace:
         'size (100 is the protocol of YOLOS and DETR); the dataset must be there',
     )
     parser.add_argument(
+        '--ratio',
+        type=float,
+        metavar='P',
+        help='count also what pruning of the FFNs with this ratio leaves (default: what the '
+        "config's pruning hook says)",
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -88,7 +95,10 @@ def main() -> None:
                 shapes = [tuple(args.shape) if args.shape else input_shape(config)]
             model = build_model(config)
             counts = {'dense': mean_complexity(model, shapes)}
-            if arguments := pruning_arguments(config):
+            arguments = pruning_arguments(config)
+            if args.ratio is not None:
+                arguments = dict(input_ratio=args.ratio, hidden_ratio=args.ratio)
+            if arguments:
                 counts['pruned'] = mean_complexity(shrink_by_ratio(model, **arguments), shapes)
         except (ValueError, OSError) as error:
             sys.exit(f'error: {error}')

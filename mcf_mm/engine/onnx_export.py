@@ -94,7 +94,7 @@ class ExportedYOLOS(ExportedNetwork):
         (tokens,) = self.model.backbone(self.normalise(images), [shape])
         (logits,), (boxes,) = self.model.bbox_head(tokens[None])
         probabilities = logits.softmax(dim=-1)[..., :-1]
-        if (class_ids := getattr(self.model.bbox_head, 'class_ids', None)) is not None:
+        if (class_ids := self.model.bbox_head.class_ids) is not None:
             probabilities = probabilities[..., class_ids]
         centres, sizes = boxes.chunk(2, dim=-1)
         corners = torch.cat((centres - sizes / 2, centres + sizes / 2), dim=-1)

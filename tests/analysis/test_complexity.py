@@ -226,6 +226,9 @@ def test_tool_prints_a_table(monkeypatch, capsys):
     assert 'at 112 x 224' in printed
     for text in ('dense', 'pruned', 'patch embedding', '5.717', '3.869'):
         assert text in printed
+    monkeypatch.setattr(sys, 'argv', [*arguments, '--ratio', '0.3'])
+    runpy.run_path(str(TOOL), run_name='__main__')
+    assert '4.276' in capsys.readouterr().out
     monkeypatch.setattr(sys, 'argv', [str(TOOL), 'absent.py'])
     with pytest.raises(SystemExit, match='^error: .*absent.py'):
         runpy.run_path(str(TOOL), run_name='__main__')

@@ -86,7 +86,7 @@ def dense(tmp_path_factory) -> tuple[Path, Path, nn.Module]:
 def pruned(tmp_path_factory) -> tuple[Path, Path, nn.Module]:
     """The same for a pruned YOLOS for facemask_coco, as pruning leaves it: slim.py and weights."""
     folder = tmp_path_factory.mktemp('pruned')
-    cfg = small('deit-tiny_2cpu-40e_facemask', ffn_inputs=[19, 20], ffn_hiddens=[33, 40])
+    cfg = small('deit-tiny_2cpu-24e_facemask', ffn_inputs=[19, 20], ffn_hiddens=[33, 40])
     model = build(cfg)
     dataset = DATASETS.build(
         dict(cfg.test_dataloader.dataset, type='mmdet.CocoDataset', lazy_init=True)

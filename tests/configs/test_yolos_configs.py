@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'yolos'
 SMALL = 'deit-small_8xb1-150e_coco'
 SMALL_TYPE_II = 'deit-small-type2_8xb1-150e_coco'
 TINY = 'deit-tiny_8xb2-300e_coco'
-FACEMASK = 'deit-tiny_2cpu-40e_facemask'
+FACEMASK = 'deit-tiny_2cpu-24e_facemask'
 FACEMASK_GPU = 'deit-tiny_1xb8-300e_facemask'
 # Parameters counted on the public code, with 91 classes.
 PUBLIC = {

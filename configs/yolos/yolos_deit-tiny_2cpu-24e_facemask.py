@@ -2,7 +2,7 @@
 
 _base_ = './yolos_deit-tiny_1xb8-300e_facemask.py'
 
-max_epochs = 40
+max_epochs = 24
 scales = [(320, shorter) for shorter in range(112, 193, 16)]
 
 model = dict(backbone=dict(img_size=(192, 272)))
@@ -24,6 +24,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, end=200, by_epoch=False),
     dict(type='CosineAnnealingLR', T_max=max_epochs, end=max_epochs, eta_min=1e-6),
 ]
-train_cfg = dict(max_epochs=max_epochs)
+train_cfg = dict(max_epochs=max_epochs, val_interval=6)
 default_hooks = dict(logger=dict(interval=50))
 auto_scale_lr = dict(base_batch_size=2)
