@@ -63,11 +63,12 @@ def test_mid_position_embeddings_follow_all_blocks_but_the_last():
 
 
 def test_new_parts_start_with_std_002():
-    backbone = YOLOSVisionTransformer(arch='deit-tiny', with_mid_pos_embed=True)
+    # As many values as YOLOS-S has: torch 2.1 draws the limit once in some ten million.
+    backbone = YOLOSVisionTransformer(arch='deit-small', with_mid_pos_embed=True)
     backbone.init_weights()
     for embed in (backbone.det_token, backbone.pos_embed, backbone.mid_pos_embed):
         assert embed.std().item() == pytest.approx(0.02, rel=0.03)
-        assert embed.abs().max() < 2
+        assert embed.abs().max() <= 0.1
 
 
 @pytest.mark.parametrize('mask_padding', [True, False])

@@ -130,7 +130,8 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
             )
         for embed in (self.det_token, self.pos_embed, self.mid_pos_embed):
             if embed is not None:
-                trunc_normal_(embed, std=0.02)
+                # The public code's limit of 2 is none, but torch 2.1 draws it now and then.
+                trunc_normal_(embed, std=0.02, a=-0.1, b=0.1)
         for layer in self.layers:
             # VisionTransformer builds one class of layer; these add an argument, no parameter.
             layer.__class__ = MaskedEncoderLayer
