@@ -36,6 +36,7 @@ def make(tmp_path):
             ann_file='boxes.json',
             data_prefix=dict(img=''),
             metainfo=dict(classes=classes),
+            serialize_data=False,  # which would collect garbage, for most of a second
             **kwargs,
         )
 
