@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
 from mcf_mm.engine.bad_input import build_runner
-from mcf_mm.engine.calibration_data import calibration_loader
+from mcf_mm.engine.calibration_data import calibration_loader, image_names
 from mcf_mm.engine.resume import latest_checkpoint, make_resumable
 
 TOKENS = 5
@@ -202,6 +203,13 @@ def test_a_loss_that_is_nan_names_the_batch(classification):
     with pytest.raises(FloatingPointError, match=message + names + '.*the last one is none'):
         build_runner(classification).train()
     assert checkpoints(classification) == []
+
+
+def test_names_of_a_semi_supervised_batch():
+    # As mmdet's MultiBranch packs it; a branch that an image is not in has None.
+    first, second = (DetDataSample(metainfo=dict(img_path=name)) for name in ('a.jpg', 'b.jpg'))
+    batch = dict(data_samples=dict(sup=[first, None], unsup=[None, second]))
+    assert image_names(batch) == ['a.jpg', 'b.jpg']
 
 
 class InfiniteRate(Hook):
