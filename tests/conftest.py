@@ -88,6 +88,7 @@ def detection_cfg(scenes) -> Config:
                 ann_file='scenes.json',
                 data_prefix=dict(img=''),
                 metainfo=dict(classes=('red', 'green')),
+                serialize_data=False,  # which would collect garbage, for most of a second
                 pipeline=pipeline,
                 **kwargs,
             ),

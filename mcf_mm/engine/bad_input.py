@@ -24,13 +24,15 @@ def build_runner(cfg: Config) -> Runner:
     mmpretrain look for ``LoadImageFromFile`` by name.
 
     Args:
-        cfg: Config of a run; the hook :class:`mcf_mm.FiniteLossHook` is added to it.
+        cfg: Config of a run; the hooks :class:`mcf_mm.FiniteLossHook` and
+            :class:`mcf_mm.ClassCountHook` are added to it.
 
     Raises:
         ValueError: See :func:`mcf_mm.models.widths.check_widths`.
     """
-    if 'FiniteLossHook' not in hook_types(cfg):
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mcf_mm.FiniteLossHook')]
+    for name in ('FiniteLossHook', 'ClassCountHook'):
+        if name not in hook_types(cfg):
+            cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=f'mcf_mm.{name}')]
     runner = Runner.from_cfg(cfg)
     check_widths(unwrapped(runner), cfg.model)
     # Copies of what the config says, which MMEngine builds when a loop starts.

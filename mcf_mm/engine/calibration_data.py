@@ -90,4 +90,7 @@ def tensor_forward(model: nn.Module) -> Callable[[Any], Any]:
 
 def image_names(batch: dict) -> list[str]:
     """File of each image in a batch, for error messages."""
-    return [str(sample.get('img_path', 'without a file')) for sample in batch['data_samples']]
+    samples = batch['data_samples']
+    if isinstance(samples, dict):  # of mmdet's semi-supervised branches
+        samples = [sample for branch in samples.values() for sample in branch if sample is not None]
+    return [str(sample.get('img_path', 'without a file')) for sample in samples]

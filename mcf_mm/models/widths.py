@@ -25,12 +25,14 @@ def check_widths(model: nn.Module, config: Mapping) -> None:
     if not isinstance(backbone, SlimFFNs):
         return
     widths = backbone.out_channels
-    neck = config.get('neck')
-    # Of several necks the first sees the backbone.
-    if isinstance(neck, list | tuple):
-        neck = neck[0]
-    parts = {'neck': neck or {}}
-    if 'in_channels' not in parts['neck']:  # none, or it pools and leaves the channels alone
+    necks = config.get('neck') or []
+    if not isinstance(necks, list | tuple):
+        necks = [necks]
+    # Of several necks the first sees the backbone; one without widths pools and leaves the
+    # channels alone.
+    neck = next((neck for neck in necks if 'in_channels' in neck), None)
+    parts = {'neck': neck}
+    if neck is None:
         parts = {name: part for name, part in config.items() if name.endswith('head') and part}
     for name, part in parts.items():
         expected = part.get('in_channels')

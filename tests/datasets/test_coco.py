@@ -36,6 +36,7 @@ def make(tmp_path):
             ann_file='boxes.json',
             data_prefix=dict(img=''),
             metainfo=dict(classes=classes),
+            serialize_data=False,  # which would collect garbage, for most of a second
             **kwargs,
         )
 
@@ -50,6 +51,9 @@ def make(tmp_path):
         (dict(bbox=[float('inf'), 10, 5, 24]), r'bbox \[inf, 10, 5, 24\]'),
         (dict(bbox=[10, 10, 24]), r'bbox \[10, 10, 24\] and area 576: expected \[x, y, width, h'),
         (dict(area=float('nan')), r'area nan'),
+        (dict(area=None), r'area None: expected'),
+        (dict(bbox=None), r'bbox None and area 576: expected'),
+        (dict(bbox=['1', '2', '3', '4']), r"bbox \['1', '2', '3', '4'\] and area 576: expected"),
         (lambda content: content['annotations'][1].pop('bbox'), "has no 'bbox'"),
         (lambda content: content['annotations'][1].pop('area'), "has no 'area'"),
     ],
@@ -66,12 +70,76 @@ def test_mistakes_are_refused_by_name(make, change, message, test_mode):
     [
         ('annotations', 'category_id', "{'id': 32,"),
         ('annotations', 'image_id', "{'id': 32,"),
+        ('annotations', 'id', "{'image_id': 6,"),
         ('images', 'width', "{'id': 6, 'file_name': 'second.jpg'"),
+        ('images', 'file_name', "{'id': 6, 'height': 70"),
+        ('images', 'id', "{'file_name': 'second.jpg'"),
+        ('categories', 'id', "{'name': 'green'}"),
+        ('categories', 'name', "{'id': 7}"),
     ],
 )
 def test_incomplete_entries(make, kind, key, entry):
     with pytest.raises(ValueError, match=rf"boxes\.json: entry of {kind} without '{key}': {entry}"):
         make(lambda content: content[kind][1].pop(key))
+
+
+@pytest.mark.parametrize('size', [0, None, '90', float('nan')])
+def test_an_image_without_size(make, size):
+    message = rf'boxes\.json: second\.jpg \(image id 6\) has width {size!r} and height 70: exp'
+    with pytest.raises(ValueError, match=message):
+        make(lambda content: content['images'][1].update(width=size))
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda content: content.pop('categories'), "has no 'categories': it is no file of COCO"),
+        (lambda content: content.pop('images'), 'lists no images'),
+        (lambda content: content.pop('annotations'), "has no 'annotations' to train on"),
+        (
+            lambda content: content['images'][1].update(id=5),
+            r"image id 5 is that of \['first\.jpg', 'second\.jpg'\]",
+        ),
+        (
+            lambda content: content.update(annotations=[]),
+            r"filter_cfg={'filter_empty_gt': True} leaves none of its 2 images: has it .*'red'",
+        ),
+    ],
+    ids=['categories', 'images', 'annotations', 'two images of one id', 'all filtered'],
+)
+def test_files_that_cannot_be_trained_on(make, change, message):
+    with pytest.raises(ValueError, match=rf'boxes\.json.* {message}'):
+        make(change, filter_cfg=dict(filter_empty_gt=True))
+
+
+@pytest.mark.parametrize('text', ['{"images": [', '[]'])
+def test_files_of_another_kind(tmp_path, text):
+    (tmp_path / 'boxes.json').write_text(text)
+    with pytest.raises(ValueError, match=r"boxes\.json (is no JSON file: |has no 'categories')"):
+        CocoDataset(data_root=str(tmp_path), ann_file='boxes.json')
+
+
+def test_a_test_set_without_annotations(make):
+    dataset = make(lambda content: content.pop('annotations'), test_mode=True)
+    assert [dataset[n]['instances'] for n in range(2)] == [[], []]
+
+
+def test_masks_are_asked_for_where_they_are_loaded(make):
+    masks = dict(pipeline=[dict(type='mmdet.LoadAnnotations', with_mask=True)])
+    polygon = dict(segmentation=[[10, 10, 30, 10, 30, 30]])
+
+    def first(content):
+        content['annotations'][0].update(polygon)
+
+    def both(content):
+        for annotation in content['annotations']:
+            annotation.update(polygon)
+
+    with pytest.raises(
+        ValueError, match=r"32 of second\.jpg .* has no 'segmentation', and the pip"
+    ):
+        make(first, **masks)
+    assert 'mask' in make(both, **masks).get_data_info(1)['instances'][0]
 
 
 @pytest.fixture
@@ -127,6 +195,24 @@ def test_a_class_that_the_file_does_not_have(make, classes):
         make(classes=classes)
 
 
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_classes_in_another_order(make, test_mode):
+    message = (
+        r"boxes\.json lists the categories in another order than classes=\['green', 'red'\]: .*"
+        r"metainfo=dict\(classes=\('red', 'green'\)\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        make(classes=('green', 'red'), test_mode=test_mode)
+
+
+@pytest.mark.parametrize('image_id', [77, '6'])
+def test_annotations_of_no_image_are_counted(make, log, image_id):
+    dataset = make(dict(image_id=image_id))
+    assert [len(dataset[n]['instances']) for n in range(2)] == [1, 0]
+    expected = f'(the first: annotation 32 of image id {image_id!r})'
+    assert f'left out: 1 of images that the file does not list {expected}' in log()
+
+
 def test_a_category_listed_twice(make):
     def twice(content):
         content['categories'].append(dict(id=9, name='green'))
@@ -140,6 +226,7 @@ def test_the_original_annotations_of_coco(coco_mini):
         data_root=str(coco_mini),
         ann_file='annotations/instances_val2017.json',
         data_prefix=dict(img='val2017/'),
+        pipeline=[dict(type='mmdet.LoadAnnotations', with_mask=True)],  # crowds have masks too
     )
     ours, theirs = CocoDataset(**kwargs), MMDetCocoDataset(**kwargs)
     assert len(ours) == len(theirs) == 79

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
 from mcf_mm.engine.bad_input import build_runner
-from mcf_mm.engine.calibration_data import calibration_loader
+from mcf_mm.engine.calibration_data import calibration_loader, image_names
 from mcf_mm.engine.resume import latest_checkpoint, make_resumable
 
 TOKENS = 5
@@ -139,6 +140,28 @@ def test_an_unknown_category_stops_before_training(detection, scenes):
         runner.val()
 
 
+def test_a_class_that_the_detector_has_not(detection):
+    """Its label would be that of no object, and the run would go on."""
+    detection.model.bbox_head.num_classes = 1
+    inner = detection.train_dataloader.dataset
+    detection.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=inner)
+    message = r'bbox_head \(YOLOSHead\) is for 1 classes and the training set has 2: red, green'
+    with pytest.raises(ValueError, match=message):
+        build_runner(detection).train()
+    assert checkpoints(detection) == []
+
+
+def test_more_outputs_than_classes(detection):
+    """As the public weights have: fewer ``class_ids`` than classes are too few all the same."""
+    detection.model.bbox_head.update(num_classes=8, class_ids=[3, 7])
+    build_runner(detection).train()
+    assert checkpoints(detection) == ['epoch_1.pth']
+    detection.model.bbox_head.class_ids = [3]
+    detection.experiment_name += 'again'
+    with pytest.raises(ValueError, match='is for 1 classes'):
+        build_runner(detection).train()
+
+
 def test_more_objects_than_tokens_are_one_warning(detection, scenes):
     def add(content: dict) -> None:
         for image_id in (0, 1, 8):
@@ -182,6 +205,13 @@ def test_a_loss_that_is_nan_names_the_batch(classification):
     assert checkpoints(classification) == []
 
 
+def test_names_of_a_semi_supervised_batch():
+    # As mmdet's MultiBranch packs it; a branch that an image is not in has None.
+    first, second = (DetDataSample(metainfo=dict(img_path=name)) for name in ('a.jpg', 'b.jpg'))
+    batch = dict(data_samples=dict(sup=[first, None], unsup=[None, second]))
+    assert image_names(batch) == ['a.jpg', 'b.jpg']
+
+
 class InfiniteRate(Hook):
     """Lets the last step of epoch 2 go to infinity."""
 
@@ -214,6 +244,15 @@ def test_a_buffer_may_hold_infinity(classification):
     runner.model.register_buffer('mask', mask)
     runner.train()
     assert checkpoints(classification) == ['epoch_1.pth', 'epoch_2.pth']
+
+
+def test_a_class_that_the_classifier_has_not(classification):
+    classification.model.head.num_classes = 1
+    message = (
+        r'^head \(VisionTransformerClsHead\) is for 1 classes and the training set has 2: cat, dog'
+    )
+    with pytest.raises(ValueError, match=message):
+        build_runner(classification).train()
 
 
 def test_a_bad_photo_of_a_classifier_is_named(classification, photos):

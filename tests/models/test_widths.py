@@ -104,6 +104,26 @@ def test_classifier():
     build_model(Config(dict(default_scope='mmpretrain', model=model)))
 
 
+@pytest.mark.parametrize('width', [16, 32])
+def test_a_neck_behind_a_pooling_neck(width):
+    neck = [
+        dict(type='GlobalAveragePooling'),
+        dict(type='LinearNeck', in_channels=width, out_channels=8),
+    ]
+    model = dict(
+        type='ImageClassifier',
+        backbone=dict(SWIN, out_indices=(1,)),
+        neck=neck,
+        head=dict(type='LinearClsHead', num_classes=2, in_channels=8),
+    )
+    config = Config(dict(default_scope='mmpretrain', model=model))
+    if width == 32:
+        build_model(config)
+        return
+    with pytest.raises(ValueError, match=r'neck \(LinearNeck\) has in_channels=16, .* \[32\] chan'):
+        build_model(config)
+
+
 def test_before_training(detection_cfg):
     """The hook refuses it, and so do the tools without the hook."""
     cfg = Config(dict(detection_cfg))
