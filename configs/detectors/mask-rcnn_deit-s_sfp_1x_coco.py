@@ -6,6 +6,7 @@ embeddings stay those of 224 px and are resized to each batch.
 """
 
 _base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
+custom_imports = dict(imports=['mcf_mm.checkpoint'])
 
 model = dict(
     backbone=dict(

@@ -27,6 +27,13 @@ def test_every_published_recipe_is_listed():
     assert listed == {str(path.relative_to(ROOT)) for path in recipes}
 
 
+def test_every_config_imports_what_it_names():
+    """So that the tools of mmpretrain and mmdet, and their inferencers, take it as it is."""
+    for path in ROOT.glob('configs/[!_]*/*.py'):
+        config = Config.fromfile(path, import_custom_modules=False)
+        assert 'mcf_mm.checkpoint' in config.custom_imports.imports, path
+
+
 @pytest.mark.parametrize('model', MODELS, ids=lambda model: model['Name'])
 def test_parameters_and_macs(model):
     config = Config.fromfile(ROOT / model['Config'])

@@ -37,7 +37,8 @@ class FiniteLossHook(Hook):
         """Looks at ``loss``, the sum that was optimized."""
         if not outputs or 'loss' not in outputs or torch.as_tensor(outputs['loss']).isfinite():
             return
-        losses = ', '.join(f'{name} {float(value):.4g}' for name, value in outputs.items())
+        values = {name: torch.as_tensor(value).item() for name, value in outputs.items()}
+        losses = ', '.join(f'{name} {value:.4g}' for name, value in values.items())
         last = runner.message_hub.runtime_info.get('last_ckpt')
         raise FloatingPointError(
             f'epoch {runner.epoch + 1}, iteration {runner.iter + 1}: the loss is not finite '
