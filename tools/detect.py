@@ -75,14 +75,14 @@ def main() -> None:
         for image, picture in progress.track(pictures.items(), description='images'):
             try:
                 counts = draw_detections(image, detectors, picture, args.score_thr)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 print(f'error: {error}', file=sys.stderr)
                 failed += 1
                 continue
             boxes = ' and '.join(f'{count} box{"" if count == 1 else "es"}' for count in counts)
             print(f'{image}: {boxes}, drawn to {picture}')
     if failed:
-        sys.exit(f'error: {failed} of {len(pictures)} images could not be read')
+        sys.exit(f'error: {failed} of {len(pictures)} images could not be read or drawn')
 
 
 if __name__ == '__main__':

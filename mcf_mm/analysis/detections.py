@@ -14,6 +14,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mcf_mm.checkpoint import check_loaded, dataset_meta
+from mcf_mm.datasets.loading import LoadImageFromFile
 
 #: Height of the line of text above a picture, in pixels.
 CAPTION = 28
@@ -115,14 +116,16 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 def name_pictures(images: Sequence[Path], out_dir: Path) -> dict[Path, Path]:
-    """The picture to write for each image, by the name of the image.
+    """The picture to write for each image, by the name of the image (a ``.pgm`` becomes ``.png``).
 
     Raises:
         ValueError: Two pictures would have one name, or one would replace an image.
     """
     pictures: dict[Path, Path] = {}
     for image in images:
-        pictures[image] = out_dir / image.name
+        # A .pgm file has no colours for the boxes.
+        name = f'{image.stem}.png' if image.suffix.lower() == '.pgm' else image.name
+        pictures[image] = out_dir / name
         if pictures[image].resolve() in {other.resolve() for other in images}:
             raise ValueError(f'{out_dir}: the picture of {image} would replace an image')
     by_picture: dict[Path, Path] = {}
@@ -149,14 +152,10 @@ def draw_detections(
         Number of boxes of each detector.
 
     Raises:
-        ValueError: The image cannot be read.
+        ValueError: The image is empty, truncated or cannot be decoded.
     """
-    try:
-        readable = mmcv.imread(str(image)) is not None
-    except cv2.error:  # an empty file
-        readable = False
-    if not readable:
-        raise ValueError(f'{image} cannot be read: it is damaged, or not an image')
+    # Asked first: mmdet would draw boxes into the grey that OpenCV makes of a truncated JPEG.
+    LoadImageFromFile().transform(dict(img_path=str(image)))
     panels, counts = zip(
         *(detector.draw(image, score_threshold) for detector in detectors), strict=True
     )

@@ -18,7 +18,13 @@ from PIL import Image
 from torch import nn
 
 from mcf_mm.analysis.complexity import build_model
-from mcf_mm.analysis.detections import CAPTION, Detector, find_images, name_pictures
+from mcf_mm.analysis.detections import (
+    CAPTION,
+    Detector,
+    draw_detections,
+    find_images,
+    name_pictures,
+)
 from mcf_mm.checkpoint import save_state_dict
 from mcf_mm.engine.slim_export import write_slim
 from mcf_mm.pruning import find_ffns
@@ -165,6 +171,7 @@ def test_pictures_of_two_detectors(photos, dense, pruned, tmp_path):
     folder.mkdir()
     shutil.copy(photos[0], folder / 'a.jpg')
     (folder / 'b.jpg').write_bytes(b'')
+    (folder / 'c.jpg').write_bytes(photos[0].read_bytes()[:9000])
     (folder / 'notes.txt').write_text('not an image')
     out = tmp_path / 'out'
     done = subprocess.run(
@@ -175,8 +182,9 @@ def test_pictures_of_two_detectors(photos, dense, pruned, tmp_path):
         text=True,
     )
     assert done.returncode == 1
-    assert f'error: {folder / "b.jpg"} cannot be read: it is damaged' in done.stderr
-    assert 'error: 1 of 3 images could not be read' in done.stderr
+    assert f'error: {folder / "b.jpg"}: the image file is empty (0 bytes)' in done.stderr
+    assert f'error: {folder / "c.jpg"}: the JPEG file of 9000 bytes is truncated' in done.stderr
+    assert 'error: 2 of 4 images could not be read or drawn' in done.stderr
     assert sorted(file.name for file in out.iterdir()) == [photos[1].name, 'a.jpg']
     lines = [line for line in done.stdout.splitlines() if 'drawn to' in line]
     for line, image, photo in zip(
@@ -229,6 +237,12 @@ def test_class_names_of_the_config(photos, pruned, tmp_path):
     detector = Detector(cfg, str(tmp_path / 'bare.pth'), title='auto', device='cpu')
     assert [ffn.sizes for ffn in find_ffns(detector.model)] == [(19, 33), (20, 40)]
     assert detector.title == 'auto'
+    # A grey format, which has no place for coloured boxes.
+    grey = tmp_path / 'grey.pgm'
+    Image.open(photos[0]).convert('L').save(grey)
+    ((_, picture),) = name_pictures([grey], tmp_path / 'out').items()
+    draw_detections(grey, [detector], picture, THRESHOLD)
+    assert picture.name == 'grey.png' and Image.open(picture).mode == 'RGB'
 
 
 def test_detectors_that_do_not_fit(dense, pruned):

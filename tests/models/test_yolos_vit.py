@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -168,9 +170,25 @@ def test_a_size_seen_in_evaluation_is_not_resized_again():
         assert [resizes(), resizes()] == [1, 0]
         backbone.double().float()
         assert resizes() == 1
-    assert resizes() == 0
-    backbone.eval()
     assert [resizes(), resizes()] == [1, 1]  # with gradients nothing is kept
+
+
+def test_training_in_evaluation_mode():
+    backbone = build(with_mid_pos_embed=True).eval()
+    image = torch.randn(1, 3, 96, 64)
+    with torch.inference_mode():
+        (before,) = backbone(image)
+        assert backbone._cached_positions
+        # Neither a copy nor a file has them.
+        assert not copy.deepcopy(backbone)._cached_positions
+    optimizer = torch.optim.SGD([backbone.pos_embed, backbone.mid_pos_embed], lr=1.0)
+    backbone(image)[0].square().mean().backward()
+    assert backbone.pos_embed.grad.abs().sum() > 0 and backbone.mid_pos_embed.grad.abs().sum() > 0
+    optimizer.step()
+    with torch.no_grad():
+        (after,) = backbone(image)
+        assert not torch.allclose(after, before)
+        torch.testing.assert_close(after, copy.deepcopy(backbone)(image)[0])
 
 
 def test_too_small_image():
@@ -228,6 +246,8 @@ def test_checkpoints_that_do_not_fit():
         build(num_det_tokens=6, with_mid_pos_embed=True).load_state_dict(state_dict)
     with pytest.raises(ValueError, match="lacks 'mid_pos_embed': it is of type II"):
         backbone.load_state_dict(build().state_dict())
+    with pytest.raises(ValueError, match="has 'mid_pos_embed': it is of type I, build the"):
+        build().load_state_dict(state_dict)
     classifier = SlimVisionTransformer(arch=ARCH, img_size=(48, 64)).state_dict()
     with pytest.raises(ValueError, match='has 13 positions, which are not one for the class token'):
         backbone.load_state_dict(classifier)

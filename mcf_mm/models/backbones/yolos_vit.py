@@ -90,7 +90,7 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
 
     Raises:
         ValueError: A checkpoint of a classifier has no square grid of positions; a checkpoint of
-            a detector was made for other positions or lacks the mid position embeddings.
+            a detector was made for other positions or is of the other type.
 
     Example:
         >>> backbone = dict(
@@ -177,7 +177,7 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         x = torch.cat((cls_token, patches, det_token), dim=1) + positions.pop()
         x = self.pre_norm(self.drop_after_pos(x))
         for layer in self.layers:
-            if self.with_cp and torch.is_grad_enabled():
+            if self.with_cp and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, mask, use_reentrant=False)
             else:
                 x = layer(x, mask)
@@ -213,7 +213,11 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
             ``(L, 1 + rows * columns + num_det_tokens, C)``: for the input and, in type I, for
             after each block but the last.
         """
-        if grid in self._cached_positions:
+        # With gradients they are computed anew, also in evaluation mode: what is remembered leads
+        # to no parameter, and the optimizer may change the parameters after this pass.
+        if self.training or torch.is_grad_enabled():
+            self._forget_positions()
+        elif grid in self._cached_positions:
             self._cached_positions.move_to_end(grid)
             return self._cached_positions[grid]
         embeds = self.pos_embed
@@ -262,6 +266,10 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         self._forget_positions()  # .to() and .half() do not reach them
         return super()._apply(*args, **kwargs)
 
+    def __getstate__(self) -> dict:
+        # Copies and pickles go without them: they may be several times as large as the weights.
+        return {**self.__dict__, '_cached_positions': OrderedDict()}
+
     def _forget_positions(self) -> None:
         self._cached_positions.clear()
 
@@ -291,6 +299,11 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         """Refuses an embedding of a detector that this one cannot take over."""
         own = getattr(self, name)
         if own is None:
+            if prefix + name in state_dict:
+                raise ValueError(
+                    f'the checkpoint of a detector has {prefix + name!r}: it is of type I, build '
+                    'the backbone with with_mid_pos_embed=True'
+                )
             return
         if prefix + name not in state_dict:
             raise ValueError(
