@@ -4,7 +4,10 @@ That is in ``load_from`` and ``init_cfg``, once this module is imported. Loading
 the files themselves are the business of :mod:`mcf_mm.files`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from mmengine.config import Config
@@ -21,6 +24,7 @@ __all__ = [
     'load_from_safetensors',
     'read_header',
     'read_state_dict',
+    'readable',
     'save_state_dict',
 ]
 
@@ -45,8 +49,25 @@ def load_from_safetensors(filename: str, map_location: Any = 'cpu') -> dict[str,
 
 def read_state_dict(filename: str) -> dict[str, Tensor]:
     """The weights of any checkpoint that MMEngine can read, without training state."""
-    checkpoint = _load_checkpoint(filename, map_location='cpu', logger='silent')
+    with readable(filename):
+        checkpoint = _load_checkpoint(filename, map_location='cpu', logger='silent')
     return checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
+
+
+@contextmanager
+def readable(checkpoint: str | Path) -> Iterator[None]:
+    """Names the file when what is loaded in the context is no checkpoint at all.
+
+    Raises:
+        ValueError: Torch cannot read the file.
+    """
+    try:
+        yield
+    except (UnpicklingError, EOFError) as error:
+        raise ValueError(
+            f'{checkpoint} is not a checkpoint that torch can read ({error}): is it the page '
+            'or the pointer of a download?'
+        ) from error
 
 
 def check_loaded(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import pickle
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -103,6 +104,23 @@ def _options_allowed() -> AbstractContextManager:
     return nullcontext()
 
 
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary name to write to; the file gets its own when the context ends well.
+
+    So it appears whole or not at all. The folder is made if need be; the temporary name has the
+    same ending, by which some writers choose the format.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.stem}.{os.getpid()}.part{path.suffix}')
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def save_state_dict(path: str | Path, state_dict: dict[str, Tensor], header: dict) -> None:
     """Writes tensors and a header; the file appears whole or not at all.
 
@@ -112,32 +130,20 @@ def save_state_dict(path: str | Path, state_dict: dict[str, Tensor], header: dic
         header: JSON-serialisable facts about them; the version of mcf_mm and the hash of the
             index buffers are added.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = {
         'version': mcf_mm.__version__,
         'indices_sha256': _indices_sha256(state_dict),
         **header,
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    partial = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
+    with whole_file(path) as partial:
         save_file(tensors, partial, metadata={'format': 'pt', HEADER: json.dumps(header)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_pth(path: str | Path, checkpoint: dict) -> None:
     """Writes what ``torch.save`` can; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
+    with whole_file(path) as partial:
         torch.save(checkpoint, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_header(path: str | Path) -> dict:

@@ -5,7 +5,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from mcf_mm.analysis.complexity import count_complexity, input_shape
 from mcf_mm.analysis.plots import plot_detections, plot_kept_sizes
 from mcf_mm.analysis.throughput import measure_throughput
 from mcf_mm.datasets.digits import CLASSES
+from mcf_mm.files import whole_file
 from mcf_mm.pruning import find_ffns
 
 MARKER = 'demo.json'
@@ -299,7 +299,5 @@ def _read_json(path: Path) -> dict | None:
 
 def _write_json(path: Path, content: dict) -> None:
     """Writes a JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.part')
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1))

@@ -1,7 +1,6 @@
 """Draws what detectors find in pictures, one detector or two side by side."""
 
 import copy
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from mmengine.config import Config
 from torch import nn
 
-from mcf_mm.checkpoint import check_loaded, dataset_meta
+from mcf_mm.checkpoint import check_loaded, dataset_meta, readable
 from mcf_mm.datasets.loading import LoadImageFromFile
+from mcf_mm.files import whole_file
 
 #: Height of the line of text above a picture, in pixels.
 CAPTION = 28
@@ -52,7 +52,8 @@ class Detector(DetInferencer):
         cfg.model.get('backbone', {}).pop('init_cfg', None)
         # Pictures are returned; the places where training would keep them are none here.
         cfg.setdefault('visualizer', dict(type='DetLocalVisualizer')).pop('vis_backends', None)
-        super().__init__(cfg, checkpoint, device=device, show_progress=False)
+        with readable(checkpoint):
+            super().__init__(cfg, checkpoint, device=device, show_progress=False)
 
     def _load_weights_to_model(self, model: nn.Module, checkpoint: dict, cfg: Config) -> None:
         if 'state_dict' not in checkpoint:
@@ -177,10 +178,5 @@ def _add_caption(panel: np.ndarray, detector: Detector, count: int) -> np.ndarra
 
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
     """Writes an RGB picture, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.stem}.{os.getpid()}.part{path.suffix}')
-    try:
+    with whole_file(path) as partial:
         mmcv.imwrite(np.ascontiguousarray(pixels[..., ::-1]), str(partial))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Pictures of what pruning does: sizes, inputs and importance, costs, detections side by side."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mcf_mm.analysis.complexity import Complexity
+from mcf_mm.files import whole_file
 from mcf_mm.pruning import Kept
 
 if TYPE_CHECKING:  # a pruned classifier needs no mmdet
@@ -240,14 +240,8 @@ def _draw_instances(
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a picture; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.stem}.{os.getpid()}.part{path.suffix}')
-    try:
+    with whole_file(path) as partial:
         figure.savefig(partial, dpi=120)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def figure_pixels(figure: Figure) -> np.ndarray:

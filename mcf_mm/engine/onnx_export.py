@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 import mcf_mm
 from mcf_mm.analysis.complexity import build_model, input_shape
-from mcf_mm.checkpoint import check_loaded, dataset_meta
+from mcf_mm.checkpoint import check_loaded, dataset_meta, readable
+from mcf_mm.files import whole_file
 
 #: Largest difference between ONNX Runtime and torch; a file with more is not written.
 TOLERANCE = 1e-3
@@ -148,10 +148,7 @@ def export_onnx(
         )
     network, facts = _load(cfg, checkpoint)
     shape = _check_shape(network.model, shape, cfg)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.stem}.{os.getpid()}.part.onnx')
-    try:
+    with whole_file(path) as partial:
         with torch.no_grad():
             _write_graph(network, _images(2, shape), partial, opset)
             _write_facts(partial, facts)
@@ -161,9 +158,6 @@ def export_onnx(
                 f'{path} was not written: ONNX Runtime and torch differ by {difference:.3g}, '
                 f'more than {TOLERANCE}'
             )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return difference
 
 
@@ -179,7 +173,8 @@ def _load(cfg: Config, checkpoint: str | Path) -> tuple[ExportedNetwork, dict[st
             f'{type(model).__name__} cannot be exported: only mmpretrain.ImageClassifier and '
             'mcf_mm.YOLOS can'
         )
-    loaded = load_checkpoint(model, str(checkpoint), map_location='cpu', logger='silent')
+    with readable(checkpoint):
+        loaded = load_checkpoint(model, str(checkpoint), map_location='cpu', logger='silent')
     check_loaded(model, loaded)
     network = kinds[type(model).__name__](model)
     meta = loaded.get('meta', {}) if 'state_dict' in loaded else {}

@@ -1,7 +1,6 @@
 """Writes a pruned model: the slim checkpoint and a config that builds it."""
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from mcf_mm.checkpoint import save_state_dict
+from mcf_mm.files import whole_file
 from mcf_mm.pruning import find_ffns
 
 #: Backbones whose pruned form has a class that takes sizes, and that class.
@@ -50,12 +50,8 @@ def write_slim(
     if classes := getattr(dataset, 'metainfo', {}).get('classes'):
         facts['dataset_meta'] = dict(classes=list(classes))
     save_state_dict(checkpoint, model.state_dict(), facts)
-    partial = out_dir / f'slim.{os.getpid()}.part.py'
-    try:
+    with whole_file(out_dir / 'slim.py') as partial:
         slim_config(model, cfg, checkpoint).dump(partial)
-        os.replace(partial, out_dir / 'slim.py')
-    finally:
-        partial.unlink(missing_ok=True)
     return checkpoint
 
 

@@ -208,6 +208,13 @@ def test_pictures_of_two_detectors(photos, dense, pruned, tmp_path):
         assert (drawn[0] != drawn[1]).any()
 
 
+def test_a_download_that_is_no_checkpoint(pruned, tmp_path):
+    pointer = tmp_path / 'pointer.pth'
+    pointer.write_text('version https://git-lfs.github.com/spec/v1\n')
+    with pytest.raises(ValueError, match='pointer.pth is not a checkpoint that torch can read'):
+        Detector(Config.fromfile(pruned[0]), str(pointer), device='cpu')
+
+
 def test_class_names_of_the_config(photos, pruned, tmp_path):
     """Weights that say nothing of classes: mmdet would call them those of COCO."""
     config, _, model = pruned
