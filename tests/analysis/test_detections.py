@@ -232,8 +232,12 @@ def test_class_names_of_the_config(photos, pruned, tmp_path):
         # Nothing is above this threshold, so nothing is drawn.
         picture, count = detector.draw(photos[0], 1.0)
         original = np.asarray(Image.open(photos[0]).convert('RGB')).astype(int)
-        # The original mmengine resamples what it draws on, so edges may differ.
-        assert count == 0 and np.abs(picture - original).mean() < 15
+        # The original mmengine resamples what it draws on, so edges may differ: means of blocks.
+        blocks = [
+            mmcv.imresize(pixels.astype(np.float32), (16, 16), interpolation='area')
+            for pixels in (picture, original)
+        ]
+        assert count == 0 and np.abs(blocks[0] - blocks[1]).mean() < 4
         assert (picture != boxes).any()
     # Sizes from the checkpoint, where what training started from is not at hand.
     for name in ('ffn_inputs', 'ffn_hiddens'):

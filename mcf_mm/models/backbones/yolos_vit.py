@@ -130,13 +130,18 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
             )
         for embed in (self.det_token, self.pos_embed, self.mid_pos_embed):
             if embed is not None:
-                # The public code's limit of 2 is none, but torch 2.1 draws it now and then.
-                trunc_normal_(embed, std=0.02, a=-0.1, b=0.1)
+                _init_embed(embed)
         for layer in self.layers:
             # VisionTransformer builds one class of layer; these add an argument, no parameter.
             layer.__class__ = MaskedEncoderLayer
             layer.attn.__class__ = MaskedAttention
         self._cached_positions: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+
+    def init_weights(self) -> None:
+        """As mmpretrain's, which draws the position embedding anew without a checkpoint."""
+        super().init_weights()
+        if not self.init_cfg or self.init_cfg['type'] != 'Pretrained':
+            _init_embed(self.pos_embed)
 
     def forward(
         self, x: Tensor, img_shapes: Sequence[tuple[int, int]] | None = None
@@ -316,6 +321,11 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
                 f'{prefix + name} of the checkpoint has shape {shape}, the model '
                 f'{tuple(own.shape)}: set img_size and num_det_tokens as they were in its training'
             )
+
+
+def _init_embed(embed: nn.Parameter) -> None:
+    """Truncated normal; the public limit of 2 is none, but torch 2.1 draws it now and then."""
+    trunc_normal_(embed, std=0.02, a=-0.1, b=0.1)
 
 
 def _resize(patch_part: Tensor, grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
