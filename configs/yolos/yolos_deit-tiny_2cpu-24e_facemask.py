@@ -1,4 +1,4 @@
-"""The same for two CPU cores: sizes of the augmentation by about four, fewer and smaller steps."""
+"""The same for two CPU cores: about a third of the published sizes, fewer and smaller steps."""
 
 _base_ = './yolos_deit-tiny_1xb8-300e_facemask.py'
 
