@@ -2,11 +2,5 @@
 
 _base_ = './mcf_deit-tiny_2cpu-44e_tiny-imagenet.py'
 
-custom_hooks = [
-    dict(
-        type='mcf_mm.MCFPruningHook',
-        ratio=0.4,
-        compensation='least_squares',
-        teacher=dict(logits=1.0, blocks=1.0),
-    ),
-]
+custom_hooks = _base_.custom_hooks
+custom_hooks[0].teacher = dict(logits=1.0, blocks=1.0)
