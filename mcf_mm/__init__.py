@@ -4,7 +4,7 @@
 registered models for mmpretrain and mmdet.
 """
 
-from mcf_mm.compat import (
+from mcf_mm.compat.versions import (
     install_operator_stand_in,
     tolerate_new_transformers,
     warn_about_openmmlab,

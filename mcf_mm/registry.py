@@ -4,7 +4,7 @@ MMEngine imports ``mcf_mm.registry`` when it meets the scope ``mcf_mm`` and then
 the ``locations`` below: nothing has to be imported by hand, no ``custom_imports``.
 """
 
-from mcf_mm.compat import require_openmmlab
+from mcf_mm.compat.versions import require_openmmlab
 
 require_openmmlab()
 
@@ -26,3 +26,6 @@ TRANSFORMS = Registry(
 DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mcf_mm', locations=['mcf_mm.datasets']
 )
+
+# Checkpoints of configs that import this module may be `.safetensors` files.
+from mcf_mm.weights import checkpoint  # noqa: E402, F401

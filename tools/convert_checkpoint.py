@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from mcf_mm.convert import convert_checkpoint
-from mcf_mm.weight_names import LIBRARIES
+from mcf_mm.weights.convert import convert_checkpoint
+from mcf_mm.weights.names import LIBRARIES
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
 from mcf_mm.engine.config import load_config
-from mcf_mm.engine.onnx_export import export_onnx
+from mcf_mm.weights.onnx import export_onnx
 
 
 def parse_args() -> argparse.Namespace:

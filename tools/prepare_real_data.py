@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
-from mcf_mm.checkpoint import read_header, read_state_dict, save_state_dict
-from mcf_mm.convert import convert_checkpoint
+from mcf_mm.weights.checkpoint import read_header, read_state_dict, save_state_dict
+from mcf_mm.weights.convert import convert_checkpoint
 
 ARCHIVES = {
     'imagenet_samples_256': 'imagenet_samples',

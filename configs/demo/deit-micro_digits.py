@@ -5,7 +5,7 @@ _base_ = [
     './_base_/schedule.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
-custom_imports = dict(imports=['mcf_mm.checkpoint'])
+custom_imports = dict(imports=['mcf_mm.registry'])
 
 max_epochs = 14
 lr = 1.5e-3

@@ -6,7 +6,7 @@ embeddings stay those of 224 px and are resized to each batch.
 """
 
 _base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
-custom_imports = dict(imports=['mcf_mm.checkpoint'])
+custom_imports = dict(imports=['mcf_mm.registry'])
 
 model = dict(
     backbone=dict(

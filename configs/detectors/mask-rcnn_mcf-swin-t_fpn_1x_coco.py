@@ -1,7 +1,7 @@
 """Mask R-CNN of mmdet on a Swin-T that MCF has pruned on ImageNet-1K; only the backbone differs."""
 
 _base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
-custom_imports = dict(imports=['mcf_mm.checkpoint'])
+custom_imports = dict(imports=['mcf_mm.registry'])
 
 checkpoint = 'work_dirs/mcf_swin-tiny_16xb64_in1k/slim.safetensors'
 model = dict(

@@ -9,7 +9,7 @@ _base_ = [
     'mmpretrain::_base_/default_runtime.py',
     '../_base_/datasets/tiny_imagenet_112.py',
 ]
-custom_imports = dict(imports=['mcf_mm.checkpoint'])
+custom_imports = dict(imports=['mcf_mm.registry'])
 
 max_epochs = 44
 prune_epochs = 12  # one for each FFN, at a small rate; the others are for the recovery

@@ -7,7 +7,7 @@ ImageNet: compare figures on them with figures on them only.
 """
 
 _base_ = 'mmpretrain::deit/deit-tiny_4xb256_in1k.py'
-custom_imports = dict(imports=['mcf_mm.checkpoint'])
+custom_imports = dict(imports=['mcf_mm.registry'])
 
 data_root = 'data/imagenet_samples'
 

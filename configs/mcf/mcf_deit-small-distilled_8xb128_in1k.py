@@ -6,7 +6,7 @@ python tools/convert_checkpoint.py deit_small_distilled_patch16_224-649709d9.pth
 """
 
 _base_ = 'mmpretrain::deit/deit-small-distilled_4xb256_in1k.py'
-custom_imports = dict(imports=['mcf_mm.checkpoint'])
+custom_imports = dict(imports=['mcf_mm.registry'])
 
 ratio = 0.4
 max_epochs = 100

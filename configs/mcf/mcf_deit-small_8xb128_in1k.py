@@ -10,7 +10,7 @@ python tools/convert_checkpoint.py deit_small_patch16_224-cd65a155.pth \
 """
 
 _base_ = 'mmpretrain::deit/deit-small_4xb256_in1k.py'
-custom_imports = dict(imports=['mcf_mm.checkpoint'])
+custom_imports = dict(imports=['mcf_mm.registry'])
 
 ratio = 0.4  # share of the inputs and of the hidden units of each FFN that goes
 max_epochs = 100

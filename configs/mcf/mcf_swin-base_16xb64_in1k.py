@@ -9,7 +9,7 @@ python tools/convert_checkpoint.py swin_base_patch4_window7_224.pth \
 """
 
 _base_ = 'mmpretrain::swin_transformer/swin-base_16xb64_in1k.py'
-custom_imports = dict(imports=['mcf_mm.checkpoint'])
+custom_imports = dict(imports=['mcf_mm.registry'])
 
 ratio = 0.3  # share of the inputs and of the hidden units of each FFN that goes
 max_epochs = 100

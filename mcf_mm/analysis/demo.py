@@ -21,8 +21,8 @@ from mcf_mm.analysis.complexity import count_complexity, input_shape
 from mcf_mm.analysis.plots import plot_detections, plot_kept_sizes
 from mcf_mm.analysis.throughput import measure_throughput
 from mcf_mm.datasets.digits import CLASSES
-from mcf_mm.files import whole_file
 from mcf_mm.pruning import find_ffns
+from mcf_mm.weights.files import whole_file
 
 MARKER = 'demo.json'
 NUM_PICTURES = 8

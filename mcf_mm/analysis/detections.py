@@ -12,9 +12,9 @@ from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from mmengine.config import Config
 from torch import nn
 
-from mcf_mm.checkpoint import check_loaded, dataset_meta, readable
 from mcf_mm.datasets.loading import LoadImageFromFile
-from mcf_mm.files import whole_file
+from mcf_mm.weights.checkpoint import check_loaded, dataset_meta, readable
+from mcf_mm.weights.files import whole_file
 
 #: Height of the line of text above a picture, in pixels.
 CAPTION = 28

@@ -12,10 +12,10 @@ from mmengine.visualization import Visualizer
 from torch import Tensor
 
 from mcf_mm.analysis.complexity import Complexity, build_model, count_complexity, input_shape
-from mcf_mm.checkpoint import read_state_dict
 from mcf_mm.models.ffn_sizes import sizes_in
 from mcf_mm.pruning import Structure, find_ffns
 from mcf_mm.pruning.surgery import resize_ffn
+from mcf_mm.weights.checkpoint import read_state_dict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,8 @@ from mmengine.utils import track_iter_progress
 from mcf_mm.analysis.complexity import build_model, count_complexity, input_shape
 from mcf_mm.analysis.report import write_report
 from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
-from mcf_mm.engine.slim_export import check_selection, write_slim
 from mcf_mm.pruning import prune
+from mcf_mm.weights.slim_config import check_selection, write_slim
 
 
 def prune_checkpoint(

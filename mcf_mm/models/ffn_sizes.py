@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from mcf_mm.checkpoint import read_state_dict
 from mcf_mm.pruning.surgery import resize_ffn
 from mcf_mm.pruning.targets import FFN, find_ffns
+from mcf_mm.weights.checkpoint import read_state_dict
 
 AUTO = 'auto'
 

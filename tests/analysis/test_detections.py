@@ -25,10 +25,10 @@ from mcf_mm.analysis.detections import (
     find_images,
     name_pictures,
 )
-from mcf_mm.checkpoint import save_state_dict
-from mcf_mm.engine.slim_export import write_slim
 from mcf_mm.pruning import find_ffns
 from mcf_mm.registry import DATASETS
+from mcf_mm.weights.checkpoint import save_state_dict
+from mcf_mm.weights.slim_config import write_slim
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'yolos'

@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mcf_mm.analysis.complexity import build_model, count_complexity
 from mcf_mm.analysis.report import report_checkpoint, write_report
-from mcf_mm.checkpoint import save_state_dict
 from mcf_mm.pruning import SparseFFN, find_ffns, prune, prune_ffns, x_transformation
+from mcf_mm.weights.checkpoint import save_state_dict
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'report.py'
 

@@ -14,9 +14,9 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mcf_mm.analysis.complexity import build_model
-from mcf_mm.checkpoint import save_state_dict
 from mcf_mm.engine.config import load_config
 from mcf_mm.pruning import find_ffns, prune
+from mcf_mm.weights.checkpoint import save_state_dict
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 SWIN = dict(arch=dict(embed_dims=16, depths=[1, 1], num_heads=[1, 2]), window_size=4)

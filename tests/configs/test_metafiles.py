@@ -31,7 +31,7 @@ def test_every_config_imports_what_it_names():
     """So that the tools of mmpretrain and mmdet, and their inferencers, take it as it is."""
     for path in ROOT.glob('configs/[!_]*/*.py'):
         config = Config.fromfile(path, import_custom_modules=False)
-        assert 'mcf_mm.checkpoint' in config.custom_imports.imports, path
+        assert 'mcf_mm.registry' in config.custom_imports.imports, path
 
 
 @pytest.mark.parametrize('model', MODELS, ids=lambda model: model['Name'])

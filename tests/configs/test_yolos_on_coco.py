@@ -14,10 +14,10 @@ from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mcf_mm.checkpoint import save_state_dict
 from mcf_mm.engine.bad_input import build_runner
 from mcf_mm.pruning import find_ffns
 from mcf_mm.registry import MODELS
+from mcf_mm.weights.checkpoint import save_state_dict
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'yolos'
 # Those of the public weights are evaluated in test_yolos_configs.py.

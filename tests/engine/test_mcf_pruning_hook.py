@@ -12,8 +12,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mcf_mm.analysis.complexity import count_complexity
-from mcf_mm.checkpoint import read_header
 from mcf_mm.pruning import CalibrationError, SlimLinear, find_ffns
+from mcf_mm.weights.checkpoint import read_header
 
 
 def weights(model):

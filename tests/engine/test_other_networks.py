@@ -8,11 +8,11 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mcf_mm.analysis.complexity import build_model
-from mcf_mm.checkpoint import read_state_dict
-from mcf_mm.engine.slim_export import slim_config
 from mcf_mm.models import SlimSwinTransformer
 from mcf_mm.models.dense_heads.yolos_head import ASSIGNER
 from mcf_mm.pruning import find_ffns
+from mcf_mm.weights.checkpoint import read_state_dict
+from mcf_mm.weights.slim_config import slim_config
 
 SWIN = dict(
     type='SwinTransformer',

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from recording import ROOT, environment
 
-from mcf_mm.checkpoint import load_from_safetensors
 from mcf_mm.engine.resume import is_whole, latest_checkpoint, make_resumable, resume
+from mcf_mm.weights.checkpoint import load_from_safetensors
 
 
 def train(config, *arguments, **more):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mcf_mm.checkpoint import read_header
+from mcf_mm.weights.checkpoint import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +42,7 @@ def test_train_prune_and_test(config, tmp_path):
     assert (slim / 'report' / 'importance_backbone.layers.0.ffn.png').is_file()
     # For programs that know nothing of mcf_mm.
     assert read_header(slim / 'slim.safetensors')['dataset_meta'] == dict(classes=['cat', 'dog'])
-    assert Config.fromfile(slim / 'slim.py').custom_imports.imports == ['mcf_mm.checkpoint']
+    assert Config.fromfile(slim / 'slim.py').custom_imports.imports == ['mcf_mm.registry']
     done = run('test.py', slim / 'slim.py', slim / 'slim.safetensors')
     assert done.returncode == 0, done.stderr
     assert 'accuracy/top1' in json.loads(done.stdout.splitlines()[-1])

@@ -10,9 +10,9 @@ from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from recording import find_hook
 
-from mcf_mm.checkpoint import read_header, read_state_dict
 from mcf_mm.engine import MCFPruningHook
 from mcf_mm.pruning import find_ffns
+from mcf_mm.weights.checkpoint import read_header, read_state_dict
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
-from mcf_mm.checkpoint import save_state_dict
 from mcf_mm.models import SlimVisionTransformer
+from mcf_mm.weights.checkpoint import save_state_dict
 
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 SIZES = dict(ffn_inputs=(20, 24, 32, 16), ffn_hiddens=(40, 64, 30, 20))

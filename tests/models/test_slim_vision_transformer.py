@@ -7,9 +7,9 @@ from mmengine.runner import load_checkpoint
 from mmpretrain.models import VisionTransformer
 from mmpretrain.registry import MODELS
 
-from mcf_mm.checkpoint import save_state_dict
 from mcf_mm.models import SlimVisionTransformer
 from mcf_mm.pruning import find_ffns, prune
+from mcf_mm.weights.checkpoint import save_state_dict
 
 ARCH = dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=40)
 SMALL = dict(arch=ARCH, img_size=32, patch_size=8)

@@ -7,9 +7,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
-from mcf_mm.checkpoint import read_state_dict
 from mcf_mm.models import YOLOS
 from mcf_mm.pruning import find_ffns
+from mcf_mm.weights.checkpoint import read_state_dict
 
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
 

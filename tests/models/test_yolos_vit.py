@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mcf_mm.checkpoint import save_state_dict
 from mcf_mm.models import SlimVisionTransformer, YOLOSVisionTransformer
+from mcf_mm.weights.checkpoint import save_state_dict
 
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
 NUM_PATCHES = 4 * 6

@@ -1,7 +1,7 @@
 """YOLOS-S, type I, from a DeiT-S that was trained on ImageNet-1K."""
 
 # For programs that do not import mcf_mm themselves, such as mmdet.apis.
-custom_imports = dict(imports=['mcf_mm.checkpoint'])
+custom_imports = dict(imports=['mcf_mm.registry'])
 
 model = dict(
     type='mcf_mm.YOLOS',

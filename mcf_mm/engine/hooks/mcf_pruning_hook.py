@@ -12,11 +12,9 @@ from torch.optim import Optimizer
 
 from mcf_mm.analysis.complexity import build_model, count_complexity, input_shape
 from mcf_mm.analysis.report import write_report
-from mcf_mm.checkpoint import read_state_dict, save_state_dict
 from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
 from mcf_mm.engine.networks import averages, cut_networks, unwrapped
 from mcf_mm.engine.parallel import require_supported_parallelism
-from mcf_mm.engine.slim_export import check_selection, write_slim
 from mcf_mm.engine.teacher import Teacher, check_teacher
 from mcf_mm.models.widths import check_widths
 from mcf_mm.pruning import (
@@ -34,6 +32,8 @@ from mcf_mm.pruning import (
 from mcf_mm.pruning.oneshot import apply_masks, check_arguments, require_dense_ffns
 from mcf_mm.pruning.surgery import compact_rows
 from mcf_mm.registry import HOOKS
+from mcf_mm.weights.checkpoint import read_state_dict, save_state_dict
+from mcf_mm.weights.slim_config import check_selection, write_slim
 
 STATE = 'mcf_pruning'
 

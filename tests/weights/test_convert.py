@@ -11,13 +11,13 @@ from mmengine.registry import DefaultScope
 from mmpretrain.models import build_classifier
 from safetensors.torch import load_file, save_file
 
-from mcf_mm.checkpoint import read_header, read_state_dict, save_state_dict
-from mcf_mm.convert import convert_checkpoint, convert_state_dict
 from mcf_mm.pruning.structure import Kept, Structure
 from mcf_mm.pruning.surgery import prune_ffns
 from mcf_mm.pruning.targets import find_ffns
+from mcf_mm.weights.checkpoint import read_header, read_state_dict, save_state_dict
+from mcf_mm.weights.convert import convert_checkpoint, convert_state_dict
 
-TOOL = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
+TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import mcf_mm
 from mcf_mm.analysis.complexity import build_model, input_shape
-from mcf_mm.checkpoint import check_loaded, dataset_meta, readable
-from mcf_mm.files import whole_file
+from mcf_mm.weights.checkpoint import check_loaded, dataset_meta, readable
+from mcf_mm.weights.files import whole_file
 
 #: Largest difference between ONNX Runtime and torch; a file with more is not written.
 TOLERANCE = 1e-3

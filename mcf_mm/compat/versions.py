@@ -76,7 +76,7 @@ def require_openmmlab() -> None:
 
 
 class _OperatorFinder(importlib.abc.MetaPathFinder):
-    """Finds ``mmcv._ext`` in :mod:`mcf_mm.operators` when nobody else has found it."""
+    """Finds ``mmcv._ext`` in :mod:`mcf_mm.compat.mmcv_ops` when nobody else has found it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -84,7 +84,7 @@ class _OperatorFinder(importlib.abc.MetaPathFinder):
         if fullname != 'mmcv._ext':
             return None
         return importlib.util.spec_from_file_location(
-            fullname, Path(__file__).with_name('operators.py')
+            fullname, Path(__file__).with_name('mmcv_ops.py')
         )
 
 

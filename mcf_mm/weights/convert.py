@@ -13,7 +13,7 @@ in three things, all exact.
   out; the index is made anew for all but timm, which has none (transformers 5 passes over it).
 
 Networks that mcf_mm made slim convert too, with the sizes of their FFNs and the index buffers
-``inputs``. Hugging Face's own classes cannot load these; see :mod:`mcf_mm.export` for timm's.
+``inputs``. Hugging Face's own classes cannot load these; see :mod:`mcf_mm.weights.timm` for timm's.
 """
 
 import math
@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mcf_mm.files import read_header, read_weights, save_pth, save_state_dict
-from mcf_mm.weight_names import LIBRARIES, Names, Part, first_few, libraries, recognise
+from mcf_mm.weights.files import read_header, read_weights, save_pth, save_state_dict
+from mcf_mm.weights.names import LIBRARIES, Names, Part, first_few, libraries, recognise
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], to: str) -> dict[str, T
             SwinForImageClassification, DeiT also WithTeacher). The classifier may be missing.
             Or of a whole YOLOS: :class:`mcf_mm.models.YOLOS`, its release, or Hugging Face's
             YolosForObjectDetection.
-        to: Whose names to give, one of :data:`mcf_mm.weight_names.LIBRARIES`: of a classifier all
+        to: Whose names to give, one of :data:`mcf_mm.weights.names.LIBRARIES`: of a classifier all
             but ``'mmdet'``, of a YOLOS ``'mmdet'``, ``'original'`` or ``'huggingface'``.
 
     Returns:

@@ -7,9 +7,9 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from mcf_mm.checkpoint import save_state_dict
-from mcf_mm.files import whole_file
 from mcf_mm.pruning import find_ffns
+from mcf_mm.weights.checkpoint import save_state_dict
+from mcf_mm.weights.files import whole_file
 
 #: Backbones whose pruned form has a class that takes sizes, and that class.
 SLIM_TYPES = {
@@ -24,7 +24,7 @@ SLIM_TYPES = {
 SLIM_MODEL = 'mcf_mm.SlimModel'
 #: What a config imports so that programs that know nothing of mcf_mm can use it (mmdet.apis): all
 #: that ``import mcf_mm`` does, and the reading of ``.safetensors`` files.
-CUSTOM_IMPORT = 'mcf_mm.checkpoint'
+CUSTOM_IMPORT = 'mcf_mm.registry'
 
 
 def write_slim(

@@ -1,7 +1,7 @@
 """Weights in files, with torch and safetensors alone: nothing is unpickled, nothing half-written.
 
 A slim network is a safetensors file with a JSON header that says how it was made.
-:mod:`mcf_mm.checkpoint` lets MMEngine read such files too.
+:mod:`mcf_mm.weights.checkpoint` lets MMEngine read such files too.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file, save_file
 
 import mcf_mm
-from mcf_mm.checkpoint import HEADER, read_header, read_state_dict, save_state_dict
+from mcf_mm.weights.checkpoint import HEADER, read_header, read_state_dict, save_state_dict
 
 WEIGHTS = {
     'ffn.weight': torch.arange(6.0).reshape(2, 3).T,  # not contiguous

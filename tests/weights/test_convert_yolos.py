@@ -17,15 +17,15 @@ from mmdet.structures import DetDataSample
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mcf_mm.checkpoint import read_header, read_state_dict, save_state_dict
-from mcf_mm.convert import convert_checkpoint, convert_state_dict
-from mcf_mm.export import to_timm
-from mcf_mm.files import save_pth
 from mcf_mm.models import YOLOS
 from mcf_mm.pruning import Kept, Structure, find_ffns, prune_ffns
 from mcf_mm.registry import MODELS
+from mcf_mm.weights.checkpoint import read_header, read_state_dict, save_state_dict
+from mcf_mm.weights.convert import convert_checkpoint, convert_state_dict
+from mcf_mm.weights.files import save_pth
+from mcf_mm.weights.timm import to_timm
 
-TOOL = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
+TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 WIDTH, DEPTH, HEADS, DET_TOKENS, CLASSES = 48, 3, 3, 7, 5
 # The published size: 54 x 32 patches are as many as 32 x 54, and not the same positions.
 PUBLISHED = (512, 864)

@@ -7,11 +7,11 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from mcf_mm.convert import convert_state_dict
-from mcf_mm.files import read_weights
 from mcf_mm.pruning.surgery import resize_ffn
 from mcf_mm.pruning.targets import find_ffns
-from mcf_mm.weight_names import recognise
+from mcf_mm.weights.convert import convert_state_dict
+from mcf_mm.weights.files import read_weights
+from mcf_mm.weights.names import recognise
 
 
 def to_timm(
@@ -23,9 +23,9 @@ def to_timm(
     becomes a :class:`mcf_mm.pruning.SlimLinear`; all else is timm's own.
 
     Args:
-        checkpoint: ``slim.safetensors`` or another file that :func:`mcf_mm.files.read_weights`
-            reads, or a state dict; in the names of any library that
-            :mod:`mcf_mm.weight_names` knows.
+        checkpoint: ``slim.safetensors`` or another file that
+            :func:`mcf_mm.weights.files.read_weights` reads, or a state dict; in the names of any
+            library that :mod:`mcf_mm.weights.names` knows.
         model: Name of timm's model, such as ``'deit_small_patch16_224'``, or the model itself,
             which is changed in place.
         **kwargs: For ``timm.create_model``, with a name only. ``num_classes`` is that of the

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from mmengine.utils.dl_utils import collect_env
 
-from mcf_mm import compat  # first: mmcv.ops cannot be imported without it
+from mcf_mm.compat import versions as compat  # first: mmcv.ops cannot be imported without it
 
 # isort: split
 import mmcv.ops
@@ -216,7 +216,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = run_python(code, tmp_path, Path(compat.__file__).parents[1])
+    done = run_python(code, tmp_path, Path(compat.__file__).parents[2])
     assert done.returncode == 0, done.stderr
     warning, error = done.stdout.splitlines()
     assert warning == error
@@ -265,7 +265,7 @@ SEE_MULTIMODAL = """
 import mmpretrain.models
 from mmpretrain.registry import MODELS
 from mmpretrain.utils.dependency import WITH_MULTIMODAL, satisfy_requirement
-from mcf_mm.compat import names_gone_from_transformers
+from mcf_mm.compat.versions import names_gone_from_transformers
 fits = satisfy_requirement('transformers>=4.28.0') and not names_gone_from_transformers()
 assert WITH_MULTIMODAL == fits, (WITH_MULTIMODAL, fits)
 assert MODELS.get('ImageClassifier') and MODELS.get('VisionTransformer')
@@ -280,7 +280,7 @@ if names_gone_from_transformers():
 @pytest.mark.parametrize('first', ['import mcf_mm', 'import mmpretrain\nimport mcf_mm'])
 def test_mmpretrain_beside_the_installed_transformers(first):
     """Whether transformers is absent, of a version that mmpretrain knows, or newer."""
-    done = run_python(f'{first}\n{SEE_MULTIMODAL}', Path(compat.__file__).parents[1])
+    done = run_python(f'{first}\n{SEE_MULTIMODAL}', Path(compat.__file__).parents[2])
     assert done.returncode == 0, done.stderr
     if compat.names_gone_from_transformers():
         assert 'multimodal networks and datasets cannot be used with transformers' in done.stdout

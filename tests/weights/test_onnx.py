@@ -14,11 +14,11 @@ from mmengine.structures import BaseDataElement
 from packaging.version import Version
 from torch import Tensor, nn
 
-import mcf_mm.engine.onnx_export as onnx_export_module
+import mcf_mm.weights.onnx as onnx_export_module
 from mcf_mm.analysis.complexity import build_model
-from mcf_mm.checkpoint import save_state_dict
-from mcf_mm.engine.onnx_export import export_onnx
 from mcf_mm.pruning import find_ffns
+from mcf_mm.weights.checkpoint import save_state_dict
+from mcf_mm.weights.onnx import export_onnx
 
 onnxruntime, onnx, _ = (
     pytest.importorskip(name, reason=f'{name} is not installed: the extra onnx has it')

@@ -1,8 +1,8 @@
 """What ``mmcv._ext`` offers, for an mmcv that was installed without compiled operators.
 
-:mod:`mcf_mm.compat` loads this file under the name ``mmcv._ext``. Non-maximum suppression and
-RoIAlign run on torchvision's kernels with mmcv's results; every other operator is there, so that
-``mmcv.ops`` can be imported, and raises an error that names it when it is called.
+:mod:`mcf_mm.compat.versions` loads this file under the name ``mmcv._ext``. Non-maximum suppression
+and RoIAlign run on torchvision's kernels with mmcv's results; every other operator is there, so
+that ``mmcv.ops`` can be imported, and raises an error that names it when it is called.
 
 Argument names and in-place outputs are those of mmcv's C++ binding.
 """
@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from mcf_mm.compat import build_operators_advice
+from mcf_mm.compat.versions import build_operators_advice
 
 _CURE = (
     'mmcv was installed without compiled operators and mcf_mm stands in for nms and RoIAlign '

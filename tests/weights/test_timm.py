@@ -12,10 +12,10 @@ from mmpretrain.models import build_classifier
 from safetensors.torch import load_file
 from torch import nn
 
-from mcf_mm.convert import convert_checkpoint
-from mcf_mm.export import to_timm
-from mcf_mm.files import save_state_dict
 from mcf_mm.pruning import Kept, SlimLinear, Structure, find_ffns, prune_ffns
+from mcf_mm.weights.convert import convert_checkpoint
+from mcf_mm.weights.files import save_state_dict
+from mcf_mm.weights.timm import to_timm
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 DEIT = dict(img_size=32, depth=2)
@@ -141,7 +141,7 @@ for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmdet'):
     sys.modules[name] = None  # import raises ImportError
 import torch
 from safetensors.torch import save_file
-from mcf_mm.export import to_timm
+from mcf_mm.weights.timm import to_timm
 folder = sys.argv[1]
 model = to_timm(f'{folder}/slim.safetensors', 'deit_tiny_patch16_224', img_size=32, depth=2).eval()
 with torch.inference_mode():

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from timm.models import swin_transformer, vision_transformer
 from torch import Tensor, nn
 
-from mcf_mm.convert import convert_checkpoint, convert_state_dict
-from mcf_mm.files import save_pth
 from mcf_mm.pruning import Kept, Structure, find_ffns, prune_ffns
+from mcf_mm.weights.convert import convert_checkpoint, convert_state_dict
+from mcf_mm.weights.files import save_pth
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -1,0 +1,1 @@
+"""What mcf_mm does about the versions of other packages."""
