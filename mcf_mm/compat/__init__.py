@@ -1,1 +1,1 @@
-"""What mcf_mm does about the versions of other packages."""
+"""Work with the versions of other packages that are installed."""

@@ -1,140 +1,108 @@
-"""What ``mmcv._ext`` offers, for an mmcv that was installed without compiled operators.
+"""Stand in for ``mmcv._ext``, the compiled operators that mmcv may have been installed without.
 
-:mod:`mcf_mm.compat.versions` loads this file under the name ``mmcv._ext``. Non-maximum suppression
-and RoIAlign run on torchvision's kernels with mmcv's results; every other operator is there, so
-that ``mmcv.ops`` can be imported, and raises an error that names it when it is called.
+``mmcv.ops`` cannot be imported without them, nor the original mmdet without ``mmcv.ops``. After
+``import mcf_mm`` it can. Non-maximum suppression and RoIAlign (average) run on torchvision's
+kernels. Every other operator raises ``NotImplementedError``, which names it and the cure, when it
+is called. Compiled operators are always preferred.
 
-Argument names and in-place outputs are those of mmcv's C++ binding.
+What this means for code of others with a fallback:
+
+- ``try: import mmcv.ops`` or ``try: from mmcv.ops import X`` succeeds, so the fallback is not
+  taken. That is right for nms, RoIAlign and whatever mmcv computes in plain PyTorch, such as
+  deformable attention on a CPU. Anything else, such as deformable attention or mmdet's focal loss
+  on a GPU, fails at its first call, not at the import. The fallbacks of onedl-mmdetection do the
+  same: they raise ``RuntimeError``, of which ``NotImplementedError`` is a kind.
+- A fallback that is a real substitute is lost. To keep it, import that code before ``mcf_mm``, or
+  build mmcv's operators.
+- ``mmcv_full_available()`` of MMEngine says True.
+- ``hasattr(mmcv._ext, name)`` is True for the operators of the installed mmcv and False for any
+  other name.
 """
 
-from collections.abc import Callable
-
-import torch
-import torchvision
-from torch import Tensor
-
-from mcf_mm.compat.versions import build_operators_advice
-
-_CURE = (
-    'mmcv was installed without compiled operators and mcf_mm stands in for nms and RoIAlign '
-    f'(average) only. {build_operators_advice()}'
-)
+import sys
+from collections.abc import Callable, Iterable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
-    """Greedy non-maximum suppression.
+def operator_names(folder: str) -> set[str]:
+    """List the operators of an mmcv: those that its ``load_ext('_ext', [...])`` calls ask for.
+
+    The names differ between mmcv 2.1 and 2.3 and between the original and ``onedl-mmcv``, and
+    ``load_ext`` asserts that each one is there. So they are read in the sources.
 
     Args:
-        boxes: Corners x1, y1, x2, y2, ``(N, 4)``.
-        scores: ``(N,)``.
-        iou_threshold: A box goes when its IoU with a better one is larger than this.
-        offset: Width and height are ``x2 - x1 + offset``; 0 or 1. Defaults to 0.
+        folder: Folder of the package ``mmcv``.
 
     Returns:
-        Indices of the boxes that stay, best first, int64.
+        Their names, empty when there are no sources.
     """
-    if offset:
-        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
-    # mmcv compares in single precision: a threshold of 0.6 does not drop an IoU of exactly 0.6.
-    threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
-    return torchvision.ops.nms(boxes, scores, threshold)
+    import re
+    from pathlib import Path
+
+    request = re.compile(r"""load_ext\(\s*['"]_ext['"],\s*\[(.*?)\]""", re.DOTALL)
+    return {
+        name
+        for file in Path(folder, 'ops').glob('*.py')
+        for names in request.findall(file.read_text(encoding='utf-8'))
+        for name in re.findall(r"""['"](\w+)['"]""", names)
+    }
 
 
-def roi_align_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> None:
-    """Writes the pooled features of each region into ``output``, ``(R, C, height, width)``.
+def _missing_operator(name: str) -> Callable:
+    def operator(*args, **kwargs):
+        from mcf_mm.compat.versions import build_operators_advice
 
-    Args:
-        input: Feature map, ``(N, C, H, W)``.
-        rois: Image index and corners x1, y1, x2, y2 in pixels of the image, ``(R, 5)``.
-        output: Receives the result.
-        argmax_y: Only for maximum pooling.
-        argmax_x: Only for maximum pooling.
-        aligned_height: Height of the result.
-        aligned_width: Width of the result.
-        spatial_scale: Feature map pixels per image pixel.
-        sampling_ratio: Samples per bin and axis, 0 for as many as fit.
-        pool_mode: 1 for the average; 0, the maximum, is not available.
-        aligned: Whether pixel centres are at half coordinates.
-
-    Raises:
-        NotImplementedError: ``pool_mode`` is 0.
-    """
-    _refuse_maximum('roi_align_forward', pool_mode)
-    output.copy_(
-        torch.ops.torchvision.roi_align(
-            input, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
+        raise NotImplementedError(
+            f'the mmcv operator {name!r} cannot run: {build_operators_advice()}'
         )
-    )
+
+    operator.__name__ = operator.__qualname__ = name
+    return operator
 
 
-def roi_align_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    grad_input: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> None:
-    """Writes the gradient of the feature map into ``grad_input``, ``(N, C, H, W)``.
+class _OperatorLoader:
+    """Fill ``mmcv._ext`` with the operators of the mmcv in ``folder``."""
 
-    The other arguments are those of :func:`roi_align_forward`.
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
 
-    Raises:
-        NotImplementedError: ``pool_mode`` is 0.
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leave the creation to the import system."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        names = operator_names(self.folder)
+        if not names:
+            raise ImportError(
+                f'no load_ext call found in {self.folder}/ops: mcf_mm reads the names of '
+                "mmcv's operators there and needs the sources of mmcv",
+                name=module.__name__,
+            )
+        from mcf_mm.compat.mmcv_kernels import KERNELS
+
+        module.__doc__ = __doc__
+        for name in names:
+            setattr(module, name, KERNELS.get(name) or _missing_operator(name))
+
+
+class _OperatorFinder:
+    """Find ``mmcv._ext`` when nobody else has found it."""
+
+    # No base class: importlib.abc takes longer to import than all of this.
+    def find_spec(
+        self, fullname: str, path: Iterable[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        folder = next(iter(path or ()), None)
+        if fullname != 'mmcv._ext' or folder is None:
+            return None
+        return ModuleSpec(fullname, _OperatorLoader(folder), origin=__file__)
+
+
+def install_operator_stand_in() -> None:
+    """Let ``mmcv.ops`` be imported where mmcv has no compiled operators.
+
+    The finder goes to the end of ``sys.meta_path``, so that compiled operators are preferred.
+    Nothing is imported before mmcv asks for it.
     """
-    _refuse_maximum('roi_align_backward', pool_mode)
-    grad_input.copy_(
-        torch.ops.torchvision._roi_align_backward(
-            grad_output,
-            rois,
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            *grad_input.shape,
-            sampling_ratio,
-            aligned,
-        )
-    )
-
-
-def _refuse_maximum(name: str, pool_mode: int) -> None:
-    if pool_mode == 0:
-        raise NotImplementedError(f"{name} with pool_mode='max' cannot run: {_CURE}")
-
-
-def get_compiler_version() -> str:
-    """What environment reports print as the compiler of mmcv's operators."""
-    return 'n/a (no compiled operators)'
-
-
-def get_compiling_cuda_version() -> str:
-    """What environment reports print as the CUDA version of mmcv's operators."""
-    return 'n/a (no compiled operators)'
-
-
-def __getattr__(name: str) -> Callable:
-    # Private names are asked for by the import system and by inspect, not by mmcv.
-    if name.startswith('_'):
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
-    def missing(*args, **kwargs):
-        raise NotImplementedError(f'the mmcv operator {name!r} cannot run: {_CURE}')
-
-    return missing
+    if not any(isinstance(finder, _OperatorFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_OperatorFinder())
