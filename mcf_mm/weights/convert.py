@@ -12,11 +12,14 @@ in three things, all exact.
 - ``relative_position_index`` and ``attn_mask`` follow from the sizes of a Swin. They are left
   out; the index is made anew for all but timm, which has none (transformers 5 passes over it).
 
-Networks that mcf_mm made slim convert too, with the sizes of their FFNs and the index buffers
-``inputs``. Hugging Face's own classes cannot load these; see :mod:`mcf_mm.weights.timm` for timm's.
+Networks that mcf_mm made slim convert too, with the sizes of their FFNs and attention and the
+buffers ``inputs`` and ``sizes``. Hugging Face's own classes cannot load these; see
+:mod:`mcf_mm.weights.timm` for timm's. Pruned attention has no names there at all.
+
+mmpretrain's own old files of Swin (``norm`` for ``norm3``, stored masks) get its names of today.
 """
 
-import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +28,8 @@ from torch import Tensor
 
 from mcf_mm.weights.files import read_header, read_weights, save_pth, save_state_dict
 from mcf_mm.weights.names import LIBRARIES, Names, Part, first_few, libraries, recognise
+from mcf_mm.weights.resize import note_grid, noted_grid
+from mcf_mm.weights.swin import modern_swin_names, relative_position_index
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
@@ -45,8 +50,8 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], to: str) -> dict[str, T
 
     Raises:
         ValueError: ``to`` is unknown or lacks this network, a key is not one of these networks, a
-            key has no counterpart in ``to``, a YOLOS is not whole, or the names are those of
-            ``to`` already.
+            key has no counterpart in ``to``, attention is pruned and ``to`` is Hugging Face, a
+            YOLOS is not whole, or the names are those of ``to`` already.
     """
     return _convert(state_dict, to)[0]
 
@@ -55,6 +60,8 @@ def _convert(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tenso
     """The same with the names that were read and written."""
     if to not in LIBRARIES:
         raise ValueError(f'to must be one of {list(LIBRARIES)}, got {to!r}')
+    noted, state_dict = state_dict, dict(state_dict)
+    is_old = bool(modern_swin_names(state_dict, 'backbone.'))
     family, source = recognise(state_dict)
     if to not in libraries(family):
         raise ValueError(
@@ -62,7 +69,7 @@ def _convert(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tenso
             f'got {to!r}'
         )
     target = Names(family, to, state_dict)
-    if source.templates == target.templates:
+    if source.templates == target.templates and not is_old:
         raise ValueError(f'these are the names of {to} already, nothing is to be converted')
     parts = _gather(state_dict, source)
     if family == 'YOLOS' and (missing := source.missing({part.name for part, _ in parts})):
@@ -70,7 +77,9 @@ def _convert(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tenso
             f'{len(missing)} weights of a YOLOS in the names of {source.library} are missing: '
             f'{first_few(missing)}'
         )
-    converted = {}
+    if target.query_key_value:
+        _check_attention(parts, source, to)
+    converted = OrderedDict()
     for part, tensor in parts:
         split = target.query_key_value if '.qkv.' in part.name else ()
         name = target.write(part, 0 if split else None)
@@ -86,7 +95,11 @@ def _convert(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tenso
             converted[name] = tensor
         if name.endswith('bias_table') and to != 'timm':
             index = name.replace('bias_table', 'index')
-            converted[index] = _relative_position_index(name, tensor)
+            converted[index] = relative_position_index(name, tensor)
+        if part.name.endswith('pos_embed'):
+            grid = noted_grid(noted, source.write(part).rpartition('.')[0])
+            if grid:
+                note_grid(converted, grid, name.rpartition('.')[0])
     return converted, source, target
 
 
@@ -115,43 +128,39 @@ def _gather(state_dict: Mapping[str, Tensor], source: Names) -> list[tuple[Part,
     return gathered
 
 
+def _check_attention(parts: list[tuple[Part, Tensor]], source: Names, to: str) -> None:
+    """Refuses pruned attention where query, key and value are three layers of one width."""
+    for part, sizes in parts:
+        if part.name.endswith('.sizes'):
+            heads, queries, values = sizes.tolist()
+            layer = source.write(part).removesuffix('.sizes')
+            raise ValueError(
+                f'{layer!r} is pruned attention, {heads} heads with {queries} query and key and '
+                f'{values} value channels each: {to} cannot express it. Convert to OpenMMLab, '
+                'timm or original, or prune FFNs alone'
+            )
+
+
 def _reorder_merging(tensor: Tensor, source: str, to: str) -> Tensor:
     """Orders the inputs of a patch merging, ``(4 C)`` or ``(2 C, 4 C)``, as ``to`` has them.
 
     mmpretrain has the four pixels of one channel together, row by row; the others have the
     channels of one pixel together, and the pixels column by column.
     """
+    if (source == 'mmpretrain') == (to == 'mmpretrain'):
+        return tensor
     if source == 'mmpretrain':
         pixels = tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)
         return pixels[..., [0, 2, 1, 3], :].flatten(-2)
-    if to == 'mmpretrain':
-        pixels = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
-        return pixels.transpose(-1, -2).flatten(-2)
-    return tensor
-
-
-def _relative_position_index(name: str, table: Tensor) -> Tensor:
-    """Which row of the bias table, ``((2 w - 1)**2, heads)``, each pair of pixels reads.
-
-    Returns:
-        ``(w * w, w * w)``, int64, for square windows of w x w pixels.
-    """
-    window = (math.isqrt(len(table)) + 1) // 2
-    if (2 * window - 1) ** 2 != len(table):
-        raise ValueError(f"{name!r} has {len(table)} rows, which is no square window's (2w - 1)^2")
-    pixels = torch.arange(window * window, device=table.device)
-    row, column = pixels // window, pixels % window
-    rows = row[:, None] - row + window - 1
-    columns = column[:, None] - column + window - 1
-    return rows * (2 * window - 1) + columns
+    pixels = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
+    return pixels.transpose(-1, -2).flatten(-2)
 
 
 def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> dict[str, Tensor]:
     """Converts a checkpoint file; nothing in it is executed.
 
     Args:
-        source: ``.safetensors``, or ``.pth``, ``.pt`` or ``.bin`` with nothing but tensors and
-            plain values (weights at the top level or under ``model`` or ``state_dict``).
+        source: As for :func:`mcf_mm.weights.files.read_weights`.
         target: ``.safetensors``, whose header names the source, or ``.pth`` with the weights
             under ``state_dict``. Appears whole or not at all.
         to: As for :func:`convert_state_dict`.
@@ -161,8 +170,8 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> dict[
 
     Raises:
         FileNotFoundError: There is no ``source``.
-        ValueError: A file has another ending, ``source`` is damaged or holds objects that only
-            unpickling could read, or its weights cannot be converted.
+        ValueError: A file has another ending, ``source`` cannot be read without running code from
+            it, or its weights cannot be converted.
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if target.suffix not in ('.safetensors', '.pth'):
@@ -173,17 +182,27 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> dict[
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
     header = {'origin': source.name}
-    if source.suffix == '.safetensors':
+    if source.suffix.lower() == '.safetensors':
         header |= read_header(source)
         # Over the names of the buffers too, so it is taken anew.
         header.pop('indices_sha256', None)
-    if isinstance(header.get('sizes'), dict):
-        header['sizes'] = {
-            new_names.write(part) if (part := names.read(name)) else name: sizes
-            for name, sizes in header['sizes'].items()
-        }
+        header.pop('grids', None)
+    # Sizes and whatever else is told by layer.
+    header = {
+        key: _rename(value, names, new_names) if isinstance(value, dict) else value
+        for key, value in header.items()
+    }
     if target.suffix == '.safetensors':
         save_state_dict(target, state_dict, header)
     else:
         save_pth(target, {'state_dict': state_dict, 'meta': header})
     return state_dict
+
+
+def _rename(facts: dict, names: Names, new_names: Names) -> dict:
+    """What a header tells by layer, in other names."""
+    renamed = {}
+    for name, fact in facts.items():
+        part = names.read(name)
+        renamed[new_names.write(part) or name if part else name] = fact
+    return renamed

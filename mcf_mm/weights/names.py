@@ -64,6 +64,7 @@ _BLOCK_ROWS = {
     'ViT': """
 backbone.layers.{n} blocks.{n} =   {model}.encoder.layer.{n}        {model}.layers.{n}
 ln1                 norm1      =   layernorm_before                 =
+attn                attn       =   -                                -
 attn.qkv            attn.qkv   =   attention.attention.{qkv}        attention.{qkv}
 attn.proj           attn.proj  =   attention.output.dense           attention.o_proj
 ln2                 norm2      =   layernorm_after                  =
@@ -77,6 +78,7 @@ norm1               norm1      =   layernorm_before                 =
 attn.w_msa.{table}  attn.{table} = attention.self.{table} attention.relative_position_bias.{table}
 attn.w_msa.{index}  attn.{index} = attention.self.{index} attention.relative_position_bias.{index}
 attn.attn_mask      attn_mask  =   -                                -
+attn.w_msa          attn       =   -                                -
 attn.w_msa.qkv      attn.qkv   =   attention.self.{qkv}             attention.{qkv}
 attn.w_msa.proj     attn.proj  =   attention.output.dense           attention.o_proj
 norm2               norm2      =   layernorm_after                  =
@@ -92,6 +94,7 @@ downsample.reduction downsample.reduction  =                    =               
     'YOLOS': """
 backbone.layers.{n} backbone.blocks.{n} vit.encoder.layer.{n}       =
 ln1                 norm1          layernorm_before                 =
+attn                attn           -                                -
 attn.qkv            attn.qkv       attention.attention.{qkv}        =
 attn.proj           attn.proj      attention.output.dense           =
 ln2                 norm2          layernorm_after                  =
@@ -100,6 +103,11 @@ ffn.layers.0.0      mlp.fc1        intermediate.dense               =
 ffn.layers.1        mlp.fc2        output.dense                     =
 """,
 }
+#: Buffers of pruned layers, and which: ``inputs`` that a linear layer reads, ``sizes`` of an
+#: attention (heads, query and key channels per head, value channels per head).
+_SLIM_BUFFERS = {'inputs': re.compile(r'layers\.0\.0$'), 'sizes': re.compile(r'attn$|w_msa$')}
+#: Modules without weights of their own.
+_HOLDERS = re.compile(r'(ffn|attn|w_msa)$')
 #: Parts that are tensors themselves; all others are modules with a weight and perhaps a bias.
 _TENSORS = re.compile(r'_token$|pos_embed$|\{table\}$|\{index\}$|attn_mask$')
 _QUERY_KEY_VALUE = {
@@ -142,8 +150,8 @@ class Part(NamedTuple):
         row: Row in the table of its family.
         fields: Which layer, or stage and block.
         third: 0, 1 or 2 where a library has query, key and value apart and this is one of them.
-        leaf: What follows the module's name: ``'.weight'``, ``'.bias'``, ``'.inputs'`` (of a slim
-            layer) or nothing.
+        leaf: What follows the module's name: ``'.weight'``, ``'.bias'``, ``'.inputs'`` or
+            ``'.sizes'`` (of pruned layers) or nothing.
     """
 
     name: str
@@ -227,11 +235,13 @@ class Names:
             return part if _TENSORS.search(self.openmmlab[part.row]) else None
         name, _, leaf = key.rpartition('.')
         part = self.read(name)
-        if part is None or _TENSORS.search(self.openmmlab[part.row]) or part.name.endswith('ffn'):
+        if part is None or _TENSORS.search(self.openmmlab[part.row]):
             return None
-        if leaf in ('weight', 'bias') or (leaf == 'inputs' and part.name.endswith('layers.0.0')):
-            return part._replace(name=f'{part.name}.{leaf}', leaf=f'.{leaf}')
-        return None
+        if leaf in _SLIM_BUFFERS:
+            known = _SLIM_BUFFERS[leaf].search(part.name)
+        else:
+            known = leaf in ('weight', 'bias') and not _HOLDERS.search(part.name)
+        return part._replace(name=f'{part.name}.{leaf}', leaf=f'.{leaf}') if known else None
 
     def write(self, part: Part, third: int | None = None) -> str | None:
         """The name of ``part`` here, None if this library has no such part.
@@ -264,8 +274,8 @@ class Names:
         blocks = [int(match[1]) for part in parts if (match := re.search(r'layers\.(\d+)\.', part))]
         missing = []
         for row, template in enumerate(self.openmmlab):
-            # Type II has no position embeddings between blocks; an FFN is a module of two layers.
-            if template == 'backbone.mid_pos_embed' or template.endswith('ffn'):
+            # Type II has no position embeddings between blocks.
+            if template == 'backbone.mid_pos_embed' or _HOLDERS.search(template):
                 continue
             leaves = ('',) if _TENSORS.search(template) else ('.weight', '.bias')
             for block in range(max(blocks, default=0) + 1 if '{n}' in template else 1):
@@ -293,6 +303,22 @@ def recognise(keys: Collection[str]) -> tuple[str, Names]:
     Raises:
         ValueError: A key is unknown in that library; all such keys are counted, five named.
     """
+    family, names, unknown = guess(keys)
+    if len(unknown) == len(keys):
+        raise ValueError(
+            f'none of the {len(keys)} keys is of a ViT, DeiT or Swin classifier or a YOLOS of '
+            f'{", ".join(LIBRARIES)}: {first_few(unknown)}'
+        )
+    if unknown:
+        raise ValueError(
+            f'{len(unknown)} of {len(keys)} keys are not of a {family} in the names of '
+            f'{names.library}: {first_few(unknown)}'
+        )
+    return family, names
+
+
+def guess(keys: Collection[str]) -> tuple[str, Names, list[str]]:
+    """As :func:`recognise`, with the keys that are unknown as third result, and no error."""
     candidates = [
         (family, Names(family, library, keys))
         for family in _TEMPLATES
@@ -300,18 +326,7 @@ def recognise(keys: Collection[str]) -> tuple[str, Names]:
     ]
     unknown = [[key for key in keys if not names.read_key(key)] for _, names in candidates]
     best = min(range(len(candidates)), key=lambda index: len(unknown[index]))
-    family, names = candidates[best]
-    if len(unknown[best]) == len(keys):
-        raise ValueError(
-            f'none of the {len(keys)} keys is of a ViT, DeiT or Swin classifier or a YOLOS of '
-            f'{", ".join(LIBRARIES)}: {first_few(unknown[best])}'
-        )
-    if unknown[best]:
-        raise ValueError(
-            f'{len(unknown[best])} of {len(keys)} keys are not of a {family} in the names of '
-            f'{names.library}: {first_few(unknown[best])}'
-        )
-    return family, names
+    return *candidates[best], unknown[best]
 
 
 def first_few(keys: list[str]) -> str:
