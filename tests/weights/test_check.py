@@ -1,0 +1,346 @@
+"""Weights that do not fit are an error that names the layer, both shapes and the cure."""
+
+import pytest
+import timm
+import torch
+from mmengine.registry import DefaultScope
+from mmpretrain.models import build_classifier
+from torch import Tensor, nn
+
+from mcf_mm.pruning import Kept, Structure, find_ffns, prune_ffns
+from mcf_mm.weights.check import (
+    check_finite,
+    check_slim_buffers,
+    check_weights,
+    describe_new,
+)
+from mcf_mm.weights.convert import convert_state_dict
+
+ARCH = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=40)
+TIMM = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.5)
+
+
+def build(model: dict, scope: str = 'mmpretrain') -> nn.Module:
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(scope):
+        return build_classifier(model)
+
+
+def vit(num_classes: int = 2, arch: dict = ARCH, **kwargs) -> nn.Module:
+    backbone = dict(dict(type='VisionTransformer', img_size=32, patch_size=8), **kwargs)
+    head = dict(type='VisionTransformerClsHead', num_classes=num_classes)
+    head['in_channels'] = arch['embed_dims']
+    return build(dict(type='ImageClassifier', backbone=dict(backbone, arch=arch), head=head))
+
+
+def slim_vit() -> nn.Module:
+    """A dense layer, and one with 8 of 16 inputs and 20 of 40 hidden units."""
+    model = vit()
+    kept = Kept(torch.arange(0, 16, 2), torch.arange(0, 40, 2))
+    prune_ffns(model, Structure({find_ffns(model)[1].name: kept}))
+    return model
+
+
+def swin(depths=(1, 2), **kwargs) -> nn.Module:
+    arch = dict(embed_dims=16, depths=depths, num_heads=[2, 4])
+    arch.update(kwargs.pop('arch', {}))
+    backbone = dict(type='SwinTransformer', img_size=64, window_size=4, out_indices=(1,))
+    return build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(backbone, arch=arch, **kwargs),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=2, in_channels=32),
+        )
+    )
+
+
+def yolos() -> nn.Module:
+    backbone = dict(type='mcf_mm.YOLOSVisionTransformer', arch=ARCH, img_size=(48, 64))
+    return build(
+        dict(
+            type='mcf_mm.YOLOS',
+            backbone=dict(backbone, patch_size=8, num_det_tokens=5),
+            bbox_head=dict(type='mcf_mm.YOLOSHead', num_classes=2, embed_dims=16),
+        ),
+        'mmdet',
+    )
+
+
+def timm_vit(**kwargs) -> nn.Module:
+    return timm.models.vision_transformer.VisionTransformer(**{**TIMM, 'num_classes': 2, **kwargs})
+
+
+def without(state_dict: dict, part: str) -> dict:
+    return {name: value for name, value in state_dict.items() if part not in name}
+
+
+def test_what_fits():
+    for model in (vit(), slim_vit(), swin(), yolos(), timm_vit()):
+        assert check_weights(model, model.state_dict()) == []
+    model = vit()
+    assert check_weights(model.backbone, model.state_dict(), prefix='backbone') == []
+    assert check_weights(model, convert_state_dict(timm_vit().state_dict(), 'mmpretrain')) == []
+
+
+CURE = {
+    'convert': r'those of timm: convert it with tools/convert_checkpoint.py IN OUT --to mmpretrain',
+    'config': 'Use the config that it was trained with: the same width, depth, patch size, window',
+    'slim': r"It is of a pruned network: use the slim\.py .*, or sizes='auto'",
+    'dense': r'The network is pruned and the checkpoint is not .* slim\.safetensors beside the',
+    'head': 'Its head is another: set num_classes as in its training, or train on with load_from',
+}
+
+
+@pytest.mark.parametrize(
+    'model, source, message',
+    [
+        (
+            vit,
+            lambda: vit(arch=dict(ARCH, embed_dims=32)).state_dict(),
+            r'^dense\.pth has 29 weights of another size than ImageClassifier: backbone\.cls_token '
+            rf'is \(1, 1, 32\), not \(1, 1, 16\); .* not \(16, 3, 8, 8\)\. {CURE["config"]}',
+        ),
+        (
+            vit,
+            lambda: vit(patch_cfg=dict(kernel_size=4, stride=4)).state_dict(),
+            r'patch_embed.projection.weight is \(16, 3, 4, 4\), not \(16, 3, 8, 8\)',
+        ),
+        (
+            lambda: vit(in_channels=4),
+            lambda: vit().state_dict(),
+            r'1 weight .*projection.weight is \(16, 3, 8, 8\), not \(16, 4, 8, 8\)',
+        ),
+        (
+            vit,
+            lambda: vit(arch=dict(ARCH, num_layers=3)).state_dict(),
+            r'^dense\.pth has 12 weights that ImageClassifier lacks, the first '
+            rf"'backbone\.layers\.2\.ln1\.weight', \(16,\)\. {CURE['config']}",
+        ),
+        (
+            vit,
+            lambda: without(vit().state_dict(), '.layers.1.ln1'),
+            r"lacks 2 of the weights of ImageClassifier, the first 'backbone\.layers\.1\.ln1\.w"
+            rf"eight', \(16,\)\. {CURE['config']}",
+        ),
+        (
+            swin,
+            lambda: swin(arch=dict(num_heads=[4, 4])).state_dict(),
+            r'blocks.0.attn.w_msa.relative_position_bias_table is \(49, 4\), not \(49, 2\)',
+        ),
+        (
+            swin,
+            lambda: swin(window_size=8).state_dict(),
+            r'3 weights .*w_msa.relative_position_bias_table is \(225, 2\), not \(49, 2\).*window',
+        ),
+        (vit, lambda: vit(7).state_dict(), rf'head is \(7, 16\)|not \(2, 16\).*{CURE["head"]}'),
+        (vit, lambda: without(vit().state_dict(), 'head.'), f'lacks 2 .*{CURE["head"]}'),
+        (
+            vit,
+            lambda: slim_vit().state_dict(),
+            r'has 3 .*layers.1.ffn.layers.0.0.weight is \(20, 8\), not \(40, 16\); .* It has 1 '
+            rf"weight that ImageClassifier lacks, .*0\.inputs', \(8,\)\. {CURE['slim']}",
+        ),
+        (
+            slim_vit,
+            lambda: vit().state_dict(),
+            r"lacks 1 .*\.inputs', \(8,\)\. It has 3 weights .* "
+            rf'is \(40, 16\), not \(20, 8\).*{CURE["dense"]}',
+        ),
+        (
+            vit,
+            lambda: vit(arch=dict(ARCH, feedforward_channels=24)).state_dict(),
+            r'FFNs or attention are smaller there: if it is of a pruned network, use the slim\.py',
+        ),
+        (
+            slim_vit,
+            lambda: without(slim_vit().state_dict(), 'inputs'),
+            r"lacks 1 of .* the first 'backbone\.layers\.1\.ffn\.layers\.0\.0\.inputs', \(8,\)",
+        ),
+        (vit, dict, r'lacks 32 of .* It is empty'),
+        (vit, lambda: {'a.b': torch.ones(1)}, r"'a\.b' \.\.\.: is it a checkpoint of this network"),
+    ],
+)
+def test_what_does_not_fit(model, source, message):
+    model, source = model(), source()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        check_weights(model, source, source='dense.pth')
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_pruned_attention_is_told_by_its_sizes():
+    weights = {**vit().state_dict(), 'backbone.layers.0.attn.sizes': torch.tensor([2, 4, 8])}
+    weights['backbone.layers.0.attn.qkv.weight'] = torch.ones(2 * (4 + 4 + 8), 16)
+    message = r"not \(48, 16\)\. It has 1 .*'backbone\.layers\.0\.attn\.sizes', \(3,\)\. "
+    with pytest.raises(ValueError, match=message + CURE['slim']):
+        check_weights(vit(), weights)
+
+
+def test_names_of_another_library():
+    weights = timm_vit().state_dict()
+    for model in (vit(), vit().backbone):
+        with pytest.raises(ValueError, match=rf"Its names are 'cls_token', .*{CURE['convert']}"):
+            check_weights(model, weights)
+    with pytest.raises(ValueError, match=CURE['convert']):
+        check_weights(vit().backbone, weights, prefix='backbone.')
+    # A classifier for YOLOS has to be one of mmpretrain, not of mmdet.
+    with pytest.raises(ValueError, match=CURE['convert']):
+        check_weights(yolos(), weights)
+    with pytest.raises(ValueError, match='those of mmpretrain: convert .* --to timm'):
+        check_weights(timm_vit(), vit().state_dict())
+    huggingface = convert_state_dict(vit().state_dict(), 'huggingface')
+    with pytest.raises(ValueError, match='those of huggingface: convert .* --to mmpretrain'):
+        check_weights(vit(), huggingface)
+    swin_names = convert_state_dict(swin().state_dict(), 'original')
+    with pytest.raises(ValueError, match='those of original: convert .* --to mmpretrain'):
+        check_weights(swin(), swin_names)
+    detector = convert_state_dict(yolos().state_dict(), 'original')
+    with pytest.raises(ValueError, match='those of original: convert .* --to mmdet'):
+        check_weights(yolos(), detector)
+
+
+def test_prefixes():
+    model = vit()
+    weights = model.state_dict()
+    bare = model.backbone.state_dict()
+    for wrong in ('', 'encoder.'):
+        with pytest.raises(ValueError, match=r"set the prefix of init_cfg to 'backbone\.'$"):
+            check_weights(model.backbone, weights, prefix=wrong)
+    with pytest.raises(ValueError, match='without prefix: leave the prefix of init_cfg out$'):
+        check_weights(model.backbone, bare, prefix='backbone.')
+    with pytest.raises(ValueError, match=r"without 'backbone\.', .* with backbone\.init_cfg=dict"):
+        check_weights(model, bare)
+
+
+def test_what_may_be_new_or_resized():
+    weights, detector = vit().state_dict(), yolos()
+    anew = check_weights(
+        detector, weights, new=('*.det_token',), resized=('*.pos_embed',), allow_new_head=True
+    )
+    assert anew[0] == 'backbone.det_token' and len(anew) == 13
+    assert all(name.startswith('bbox_head.') for name in anew[1:])
+    assert describe_new(anew[:3]) == (
+        '3 weights not in the checkpoint, new from the start: backbone, bbox_head.fc_cls.0'
+    )
+    assert describe_new([]) is None
+    with pytest.raises(ValueError, match=r"lacks 12 .*'bbox_head.fc_cls.0.weight', \(16, 16\)"):
+        check_weights(detector, weights, new=('*.det_token',), resized=('*.pos_embed',))
+    with pytest.raises(ValueError, match=r"lacks 1 .*'backbone.det_token', \(1, 5, 16\)"):
+        check_weights(detector, weights, resized=('*.pos_embed',), allow_new_head=True)
+    # Resized is another number of positions, not another width.
+    wide = vit(arch=dict(ARCH, embed_dims=32)).state_dict()
+    with pytest.raises(ValueError, match=r'backbone.pos_embed is \(1, 17, 32\), not \(1, 54, 16\)'):
+        check_weights(
+            detector,
+            {**weights, 'backbone.pos_embed': wide['backbone.pos_embed']},
+            new=('*.det_token',),
+            resized=('*.pos_embed',),
+            allow_new_head=True,
+        )
+    # New is missing, not of another size.
+    other = {**detector.state_dict(), 'backbone.det_token': torch.ones(1, 6, 16)}
+    with pytest.raises(ValueError, match=r'det_token is \(1, 6, 16\), not \(1, 5, 16\)'):
+        check_weights(detector, other, new=('*.det_token',))
+
+
+def test_heads_of_other_data_sets():
+    assert check_weights(vit(), vit(7).state_dict(), allow_new_head=True) == [
+        'head.layers.head.weight',
+        'head.layers.head.bias',
+    ]
+    with pytest.raises(ValueError, match=r'layers.head.weight is \(7, 16\), not \(2, 16\)'):
+        check_weights(vit(), vit(7).state_dict())
+    assert check_weights(vit().backbone, vit(7).state_dict(), prefix='backbone.') == []
+
+
+def test_what_follows_from_sizes_and_gates_is_not_looked_at():
+    model = swin()
+    assert check_weights(model, without(model.state_dict(), 'relative_position_index')) == []
+    mask = {'backbone.stages.0.blocks.0.attn.attn_mask': torch.zeros(1, 16, 16)}
+    assert check_weights(model, {**model.state_dict(), **mask}) == []
+    norm = nn.BatchNorm1d(3)
+    assert check_weights(norm, without(norm.state_dict(), 'num_batches')) == []
+    gated = vit()
+    gated.backbone.layers[0].ffn.register_parameter('gate_scores', nn.Parameter(torch.ones(40)))
+    assert check_weights(gated, vit().state_dict()) == []
+    assert check_weights(vit(), gated.state_dict()) == []
+    with pytest.raises(ValueError, match='lacks 3 of .*relative_position_index'):
+        check_weights(model, without(model.state_dict(), 'position_index'), ignore=())
+
+
+def test_kinds_of_numbers():
+    weights = slim_vit().state_dict()
+    index = 'backbone.layers.1.ffn.layers.0.0.inputs'
+    assert check_weights(slim_vit(), {**weights, index: weights[index].to(torch.int8)}) == []
+    assert check_weights(slim_vit(), {k: v.to(torch.bfloat16) if v.is_floating_point() else v
+                                      for k, v in weights.items()}) == []  # fmt: skip
+    message = r'inputs is torch.float32 \(8,\), not torch.int64 \(8,\)'
+    with pytest.raises(ValueError, match=message):
+        check_weights(slim_vit(), {**weights, index: weights[index].float()})
+    name = 'backbone.ln1.weight'
+    with pytest.raises(ValueError, match=r'is torch.int64 \(16,\), not torch.float32 \(16,\)'):
+        check_weights(slim_vit(), {**weights, name: weights[name].long()})
+
+
+@pytest.mark.parametrize(
+    'inputs, message',
+    [
+        ([0, 2, 4, 6, 8, 10, 12, 16], 'go up to 16, the network has 16 channels; the file is'),
+        ([0, 2, 4, 6, 8, 10, 12, 12], 'are not ascending, from 0 on'),
+        ([2, 0, 4, 6, 8, 10, 12, 14], 'are not ascending, from 0 on'),
+        ([-1, 2, 4, 6, 8, 10, 12, 14], 'are not ascending, from 0 on'),
+        ([], r'are no indices: torch.float32, shape \(0,\)'),
+    ],
+)
+def test_indices_that_make_no_sense(inputs, message):
+    index = 'backbone.layers.1.ffn.layers.0.0.inputs'
+    weights = {**slim_vit().state_dict(), index: torch.tensor(inputs)}
+    with pytest.raises(ValueError, match=rf'^a\.pth: {index} {message}'):
+        check_slim_buffers(weights, 'a.pth')
+    if inputs:
+        with pytest.raises(ValueError, match=message):
+            check_weights(slim_vit(), weights)
+
+
+def attention(sizes: Tensor, rows: int = 28, columns: int = 6) -> dict[str, Tensor]:
+    """Two heads of 5 query and key and 4 value channels, unless told otherwise."""
+    weights = {'qkv.weight': torch.ones(rows, 16), 'proj.weight': torch.ones(16, columns)}
+    return {'a.sizes': sizes, **{f'a.{name}': value for name, value in weights.items()}}
+
+
+@pytest.mark.parametrize(
+    'weights, message',
+    [
+        (attention(torch.tensor([2, 5, 4])), r'say 2 heads of 5 and 4 .* proj.weight \(16, 6\)'),
+        (attention(torch.tensor([2, 5, 3])), r'say 2 heads of 5 and 3 .* qkv.weight \(28, 16\)'),
+        (attention(torch.tensor([2, 0, 4])), r'are not heads and channels .* \[2, 0, 4\]'),
+        (attention(torch.tensor([2, 5])), r'are not heads and channels per head, but \[2, 5\]'),
+    ],
+)
+def test_sizes_that_make_no_sense(weights, message):
+    with pytest.raises(ValueError, match=f'^the checkpoint: a.sizes {message}'):
+        check_slim_buffers(weights)
+    check_slim_buffers(attention(torch.tensor([2, 5, 4]), columns=8))
+    check_slim_buffers({'inputs': torch.ones(2), 'a.inputs': -torch.ones(2)})  # of somebody else
+
+
+def test_nan_and_infinity():
+    model = swin()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    mask = 'backbone.stages.0.blocks.0.attn.attn_mask'
+    weights[mask] = torch.full((2, 2), -torch.inf)
+    check_finite(weights)
+    check_finite(weights, model=model)
+    for value in (torch.nan, torch.inf):
+        broken = {**weights, 'head.fc.bias': torch.tensor([0.0, value])}
+        for network in (None, model):
+            with pytest.raises(
+                ValueError, match=r'^a.pth is NaN or infinite in 1 weight: head.fc.bias'
+            ):
+                check_finite(broken, 'a.pth', network)
+    with pytest.raises(ValueError, match=rf'^the checkpoint .* 1 weight: {mask}\. Take an'):
+        check_finite({**weights, mask: torch.full((2, 2), torch.nan)})
+    every = {name: value * torch.nan for name, value in weights.items() if 'norm' in name}
+    with pytest.raises(ValueError, match=r'in \d\d weights: .*, \.\.\.\. Take an earlier'):
+        check_finite(every)
