@@ -1,17 +1,17 @@
-"""Weights in files, with torch and safetensors alone: nothing is unpickled, nothing half-written.
+"""Weights in files, with torch and safetensors alone: no code runs, nothing is half-written.
 
 A slim network is a safetensors file with a JSON header that says how it was made.
 :mod:`mcf_mm.weights.checkpoint` lets MMEngine read such files too.
 """
 
-import argparse
 import hashlib
 import json
 import os
-import pickle
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,89 +19,128 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import mcf_mm
+from mcf_mm.weights.check import check_slim_buffers
+from mcf_mm.weights.pickles import foreign_kind, load_pickle
+from mcf_mm.weights.resize import note_grid
+from mcf_mm.weights.unwrap import unwrap
 
 HEADER = 'mcf_mm'
+#: Endings of files that :func:`read_weights` reads.
+ENDINGS = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt')
+
+
+def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Reads a checkpoint with all that is in it; no code from it runs.
+
+    Args:
+        path: ``.safetensors`` (in any case), or else a file of ``torch.save``; see
+            :func:`mcf_mm.weights.pickles.load_pickle` for what it may hold.
+        map_location: As for :func:`torch.load`; a device for safetensors. Defaults to ``'cpu'``.
+
+    Returns:
+        What the file holds. Of safetensors the tensors are ``state_dict``, the header ``meta``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, is no checkpoint, asks for functions that may run code, or
+            has indices of pruned layers that make no sense.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'no checkpoint {path}')
+    if path.suffix.lower() == '.safetensors':
+        device = map_location if isinstance(map_location, str | torch.device) else 'cpu'
+        state_dict, header = read_safetensors(path, str(device))
+        return {'state_dict': state_dict, 'meta': header}
+    checkpoint = load_pickle(path, map_location)
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path}: no weights in it, but one {type(checkpoint).__name__}')
+    return checkpoint
+
+
+def read_weights(path: str | Path) -> Mapping[str, Tensor]:
+    """Reads the weights of a checkpoint; no code from it runs.
+
+    Args:
+        path: File with one of :data:`ENDINGS`, as for :func:`read_checkpoint`; weights at the top
+            level or under ``model``, ``state_dict`` and the like, see
+            :func:`mcf_mm.weights.unwrap.unwrap`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file has another ending or no weights, or as for :func:`read_checkpoint`.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(
+            f'{path}: a checkpoint must end in {", ".join(ENDINGS[:-1])} or {ENDINGS[-1]}'
+        )
+    checkpoint = read_checkpoint(path)
+    try:
+        return unwrap(checkpoint)[0]
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 def read_safetensors(path: str | Path, device: str = 'cpu') -> tuple[dict[str, Tensor], dict]:
     """Reads the tensors and the header of a safetensors file.
 
     Returns:
-        The tensors by key, and what :func:`save_state_dict` wrote about them (empty for files of
-        others).
+        The tensors by key, with the grids of position embeddings that the header notes (see
+        :mod:`mcf_mm.weights.resize`), and what :func:`save_state_dict` wrote about them (empty for
+        files of others).
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, not in this format, or its indices are not those that
-            the header speaks of.
+        ValueError: The file is damaged or not in this format, its indices make no sense or are not
+            those that the header speaks of.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f'no checkpoint {path}')
-    try:
-        with safe_open(path, framework='pt', device=device) as file:
-            state_dict = {key: file.get_tensor(key) for key in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f'{path} is not a whole safetensors file: {error}') from error
     header = read_header(path)
-    if header.get('indices_sha256', _indices_sha256(state_dict)) != _indices_sha256(state_dict):
+    with _named(path), safe_open(path, framework='pt', device=device) as file:
+        state_dict = OrderedDict((key, file.get_tensor(key)) for key in file.keys())
+    check_slim_buffers(state_dict, str(path))
+    told = str(header.get('indices_sha256', ''))
+    if told and told != indices_sha256(state_dict):
         raise ValueError(
             f'{path}: the kept inputs differ from those its header speaks of '
-            f'(indices_sha256 {header["indices_sha256"][:12]}...); it was changed after pruning'
+            f'(indices_sha256 {told[:12]}...); it was changed after pruning'
         )
+    if isinstance(grids := header.get('grids'), dict):
+        for module, grid in grids.items():
+            note_grid(state_dict, grid, module)
     return state_dict, header
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads the weights of a checkpoint; nothing in it is executed.
-
-    Args:
-        path: ``.safetensors``, or ``.pth``, ``.pt`` or ``.bin`` with nothing but tensors and
-            plain values (weights at the top level or under ``model`` or ``state_dict``). The
-            options that the training scripts of DeiT and YOLOS save beside them are plain values
-            too, with torch 2.5 or newer.
+def read_header(path: str | Path) -> dict:
+    """What :func:`save_state_dict` wrote about the network; empty for other files.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file has another ending, is damaged, or holds objects that only
-            unpickling could read.
+        ValueError: The file is damaged or not in this format, or its header is not a JSON object.
     """
     path = Path(path).expanduser()
-    if path.suffix == '.safetensors':
-        return read_safetensors(path)[0]
-    if path.suffix not in ('.pth', '.pt', '.bin'):
-        raise ValueError(f'{path}: a checkpoint must end in .safetensors, .pth, .pt or .bin')
+    with _named(path), safe_open(path, framework='pt') as file:
+        text = (file.metadata() or {}).get(HEADER, '{}')
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path}: its header {HEADER!r} is damaged: {error}') from error
+    if not isinstance(header, dict):
+        raise ValueError(f'{path}: its header {HEADER!r} is a {type(header).__name__}, no object')
+    return header
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the file that safetensors cannot read."""
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint {path}')
     try:
-        with _options_allowed():
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f'{path}: holds more than tensors (a training checkpoint does) or is damaged. If you '
-            'trust it, save the weights alone: '
-            "torch.save(torch.load(IN, weights_only=False)['state_dict'], OUT), or ['model']"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f'{path}: not a whole PyTorch checkpoint: {error}') from error
-    for key in ('model', 'state_dict'):
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-    if not isinstance(checkpoint, dict) or not all(
-        isinstance(value, Tensor) for value in checkpoint.values()
-    ):
-        raise ValueError(f"{path}: no weights at the top level, under 'model' or 'state_dict'")
-    return checkpoint
-
-
-def _options_allowed() -> AbstractContextManager:
-    """Lets ``weights_only`` read an argparse.Namespace, of which unpickling sets attributes only.
-
-    Older torch has no such list; there, these files are refused as all others that hold objects.
-    """
-    if hasattr(torch.serialization, 'safe_globals'):
-        return torch.serialization.safe_globals([argparse.Namespace])
-    return nullcontext()
+        yield
+    except SafetensorError as error:
+        reason = foreign_kind(path) or error
+        raise ValueError(f'{path} is not a whole safetensors file: {reason}') from error
 
 
 @contextmanager
@@ -121,21 +160,34 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def save_state_dict(path: str | Path, state_dict: dict[str, Tensor], header: dict) -> None:
+def save_state_dict(path: str | Path, state_dict: Mapping[str, Tensor], header: dict) -> None:
     """Writes tensors and a header; the file appears whole or not at all.
+
+    Tied weights are written under each of their names. The file is then whole for whoever reads it
+    without mcf_mm, at the price of some bytes: what is tied in detectors are heads.
 
     Args:
         path: File to write, ending in ``.safetensors``.
-        state_dict: Weights and index buffers.
+        state_dict: Weights and buffers of pruned layers. The grids of position embeddings that it
+            notes go to the header.
         header: JSON-serialisable facts about them; the version of mcf_mm and the hash of the
-            index buffers are added.
+            buffers of pruned layers are added.
     """
     header = {
         'version': mcf_mm.__version__,
-        'indices_sha256': _indices_sha256(state_dict),
+        'indices_sha256': indices_sha256(state_dict),
         **header,
     }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    versions = getattr(state_dict, '_metadata', {})
+    if grids := {name: part['grid'] for name, part in versions.items() if 'grid' in part}:
+        header['grids'] = grids
+    tensors, written = {}, set()
+    for key, value in state_dict.items():
+        tensor = value.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory.
+        tensors[key] = tensor.clone() if memory in written else tensor
+        written.add(memory)
     with whole_file(path) as partial:
         save_file(tensors, partial, metadata={'format': 'pt', HEADER: json.dumps(header)})
 
@@ -146,15 +198,15 @@ def save_pth(path: str | Path, checkpoint: dict) -> None:
         torch.save(checkpoint, partial)
 
 
-def read_header(path: str | Path) -> dict:
-    """What :func:`save_state_dict` wrote about the network; empty for other files."""
-    with safe_open(path, framework='pt') as file:
-        return json.loads((file.metadata() or {}).get(HEADER, '{}'))
+def indices_sha256(state_dict: Mapping[str, Tensor]) -> str:
+    """Hash of what pruned layers keep, to tell networks of equal sizes apart.
 
-
-def _indices_sha256(state_dict: dict[str, Tensor]) -> str:
-    """Hash of which inputs each layer keeps, to tell networks of equal sizes apart."""
+    That is which inputs each layer reads, and the sizes of attention. Files without pruned
+    attention have the same hash as before there was any.
+    """
     indices = {
-        key: state_dict[key].tolist() for key in sorted(state_dict) if key.endswith('.inputs')
+        key: state_dict[key].tolist()
+        for key in sorted(state_dict)
+        if key.endswith(('.inputs', '.sizes'))
     }
     return hashlib.sha256(json.dumps(indices).encode()).hexdigest()

@@ -164,11 +164,11 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
         convert_checkpoint(tmp_path / 'none.pth', output, 'timm')
     torch.save(small_timm_deit().state_dict(), tmp_path / 'whole.pth')
     (tmp_path / 'half.pth').write_bytes((tmp_path / 'whole.pth').read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r'half\.pth: '):
+    with pytest.raises(ValueError, match=r'half\.pth is not a checkpoint that torch'):
         convert_checkpoint(tmp_path / 'half.pth', output, 'mmpretrain')
     with pytest.raises(FileNotFoundError, match='no checkpoint .*absent.pth'):
         convert_checkpoint(tmp_path / 'absent.pth', output, 'timm')
-    with pytest.raises(ValueError, match='must end in .safetensors, .pth, .pt or .bin'):
+    with pytest.raises(ValueError, match='must end in .safetensors, .pth, .pt, .bin or .ckpt'):
         convert_checkpoint(tmp_path / 'weights.npz', output, 'timm')
     with pytest.raises(
         ValueError, match='the output must end in .safetensors or .pth, got out.bin'
