@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.runner import load_checkpoint
 from packaging.version import Version
 from torch import Tensor, nn
 
 import mcf_mm
 from mcf_mm.analysis.complexity import build_model, input_shape
-from mcf_mm.weights.checkpoint import check_loaded, dataset_meta, readable
+from mcf_mm.weights.checkpoint import dataset_meta, load_weights
 from mcf_mm.weights.files import whole_file
 
 #: Largest difference between ONNX Runtime and torch; a file with more is not written.
@@ -173,11 +172,8 @@ def _load(cfg: Config, checkpoint: str | Path) -> tuple[ExportedNetwork, dict[st
             f'{type(model).__name__} cannot be exported: only mmpretrain.ImageClassifier and '
             'mcf_mm.YOLOS can'
         )
-    with readable(checkpoint):
-        loaded = load_checkpoint(model, str(checkpoint), map_location='cpu', logger='silent')
-    check_loaded(model, loaded)
+    meta, _ = load_weights(model, checkpoint)
     network = kinds[type(model).__name__](model)
-    meta = loaded.get('meta', {}) if 'state_dict' in loaded else {}
     facts = dict(
         classes=list(dataset_meta(cfg, meta).get('classes') or ()),
         mean=network.mean.flatten().tolist(),

@@ -8,8 +8,8 @@ from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from mcf_mm.pruning import find_ffns
-from mcf_mm.weights.checkpoint import save_state_dict
-from mcf_mm.weights.files import whole_file
+from mcf_mm.weights.check import check_finite
+from mcf_mm.weights.files import save_state_dict, whole_file
 
 #: Backbones whose pruned form has a class that takes sizes, and that class.
 SLIM_TYPES = {
@@ -42,9 +42,13 @@ def write_slim(
 
     Returns:
         Path of the checkpoint.
+
+    Raises:
+        ValueError: Weights are NaN or infinite; nothing is written.
     """
     out_dir = Path(out_dir)
     checkpoint = out_dir / 'slim.safetensors'
+    check_finite(model.state_dict(), 'the pruned network', model)
     sizes = {ffn.name: list(ffn.sizes) for ffn in find_ffns(model)}
     facts = {**facts, 'sizes': sizes}
     if classes := getattr(dataset, 'metainfo', {}).get('classes'):

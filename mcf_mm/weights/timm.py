@@ -1,5 +1,6 @@
 """Slim networks in timm, for people without OpenMMLab: torch, timm and safetensors are enough."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from mcf_mm.pruning.surgery import resize_ffn
 from mcf_mm.pruning.targets import find_ffns
+from mcf_mm.weights.check import check_weights
 from mcf_mm.weights.convert import convert_state_dict
 from mcf_mm.weights.files import read_weights
 from mcf_mm.weights.names import recognise
@@ -51,11 +53,17 @@ def to_timm(
         model = timm.create_model(model, **kwargs)
     elif kwargs:
         raise TypeError(f'{sorted(kwargs)} can be given with the name of a model only')
+    # A copy, so that what does not fit leaves the model as it is.
+    check_weights(_resized(copy.deepcopy(model), weights), weights)
+    _resized(model, weights).load_state_dict(weights, strict=False)
+    return model
+
+
+def _resized(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The same model, with FFNs of the sizes of the weights."""
     sizes = _sizes(weights, model)
-    _check(weights, model, sizes)
     for ffn in find_ffns(model):
         resize_ffn(ffn, *sizes[ffn.name])
-    model.load_state_dict(weights)
     return model
 
 
@@ -66,32 +74,3 @@ def _sizes(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[i
         weight = weights.get(f'{ffn.name}.{ffn.fc1_path}.weight')
         sizes[ffn.name] = ffn.sizes if weight is None else tuple(weight.shape[::-1])
     return sizes
-
-
-def _check(
-    weights: Mapping[str, Tensor], model: nn.Module, sizes: Mapping[str, tuple[int, int]]
-) -> None:
-    """Refuses weights that do not fit, before the model is changed."""
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    for ffn in find_ffns(model):
-        inputs, hiddens = sizes[ffn.name]
-        fc1, fc2 = (f'{ffn.name}.{path}' for path in (ffn.fc1_path, ffn.fc2_path))
-        expected[f'{fc1}.weight'], expected[f'{fc2}.weight'] = (
-            (hiddens, inputs),
-            (ffn.width, hiddens),
-        )
-        if f'{fc1}.bias' in expected:
-            expected[f'{fc1}.bias'] = (hiddens,)
-        expected.pop(f'{fc1}.inputs', None)
-        if inputs < ffn.width:
-            expected[f'{fc1}.inputs'] = (inputs,)
-    found = {key: tuple(value.shape) for key, value in weights.items()}
-    wrong = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-    if wrong:
-        told = [
-            f'{key} {found.get(key, "missing")}, not {expected.get(key, "there")}' for key in wrong
-        ]
-        raise ValueError(
-            f'{len(wrong)} weights do not fit the {type(model).__name__}: {"; ".join(told[:3])}. '
-            'Name the model of the same width, depth, patch and image size (img_size=...)'
-        )
