@@ -39,9 +39,9 @@ def advice(
     if len(missing) > len(own) / 2:
         return _other_names(own, everything, prefix)
     slim = "use the slim.py that was written beside it, or sizes='auto'"
-    if any(map(_PRUNED.search, left_over)):
+    if _pruned_layers(left_over, own):
         return f'It is of a pruned network: {slim}'
-    if any(map(_PRUNED.search, missing)) or _all_prunable(unlike, own, there):
+    if _pruned_layers(missing, there) or _all_prunable(unlike, own, there):
         return (
             'The network is pruned and the checkpoint is not pruned like it: use the '
             'slim.safetensors beside the slim.py, or the config of the dense network'
@@ -56,6 +56,15 @@ def advice(
     return (
         'Use the config that it was trained with: the same width, depth, patch size, window and '
         'image size (img_size)'
+    )
+
+
+def _pruned_layers(names: Sequence[str], other: Shapes) -> bool:
+    """Whether there are buffers of pruned layers among ``names`` that ``other`` has dense."""
+    return any(
+        _PRUNED.search(name) and {f'{module}.weight', f'{module}.qkv.weight'} & other.keys()
+        for name in names
+        for module in [name.rpartition('.')[0]]
     )
 
 

@@ -177,6 +177,20 @@ def test_pruned_attention_is_told_by_its_sizes():
         check_weights(vit(), weights)
 
 
+def test_a_pruned_network_of_another_depth():
+    deeper = slim_vit().state_dict()
+    first, second = 'backbone.layers.1.', 'backbone.layers.2.'
+    block = {name: value for name, value in deeper.items() if name.startswith(first)}
+    deeper.update({name.replace(first, second): value for name, value in block.items()})
+    message = r"has 13 weights .* lacks, the first 'backbone\.layers\.2\.ln1\.weight', \(16,\)\. "
+    with pytest.raises(ValueError, match=message + CURE['config']):
+        check_weights(slim_vit(), deeper)
+    with pytest.raises(ValueError, match=rf'lacks 13 .*\. {CURE["config"]}'):
+        model = slim_vit()
+        model.backbone.layers.append(model.backbone.layers[1])
+        check_weights(model, slim_vit().state_dict())
+
+
 def test_names_of_another_library():
     weights = timm_vit().state_dict()
     for model in (vit(), vit().backbone):
