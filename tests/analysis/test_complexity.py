@@ -3,7 +3,6 @@
 import json
 import math
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import mmcv
 import pytest
 import timm
 import torch
+from fork_server import run_tool
 from mmengine.config import Config
 from PIL import Image
 from torch import nn
@@ -206,9 +206,7 @@ def test_ratios_of_the_hook():
 
 def test_tool_prints_one_object():
     config = ROOT / 'configs/mcf/mcf_deit-tiny_8xb128_in1k.py'
-    done = subprocess.run(
-        [sys.executable, TOOL, config, '--json'], capture_output=True, text=True, check=True
-    )
+    done = run_tool([TOOL, config, '--json'], check=True)
     printed = json.loads(done.stdout)
     assert list(printed) == ['params', 'macs', 'parts', 'pruned']
     assert (printed['params'], printed['macs']) == (5717416, 1253683200)

@@ -1,8 +1,6 @@
 """Detectors on real photos: mmdet's own interfaces take our configs, and the pictures are right."""
 
 import shutil
-import subprocess
-import sys
 import tarfile
 from importlib.metadata import distributions
 from pathlib import Path
@@ -11,6 +9,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from fork_server import run_tool
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
@@ -146,11 +145,7 @@ def test_mmdet_itself_takes_our_configs(photos, dense, pruned, tmp_path):
         arguments += [config, checkpoint, *photos, '--']
     # The original mmdet cannot even be imported beside an mmcv without operators.
     script = SCRIPT if 'onedl-mmdetection' in INSTALLED else f'import mcf_mm\n{SCRIPT}'
-    done = subprocess.run(
-        [sys.executable, '-c', script, tmp_path / 'out.pt', *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
+    done = run_tool(['-c', script, tmp_path / 'out.pt', *arguments], bare=True)
     assert done.returncode == 0, done.stderr
     out = torch.load(tmp_path / 'out.pt')
     assert len(out) == 4
@@ -174,12 +169,10 @@ def test_pictures_of_two_detectors(photos, dense, pruned, tmp_path):
     (folder / 'c.jpg').write_bytes(photos[0].read_bytes()[:9000])
     (folder / 'notes.txt').write_text('not an image')
     out = tmp_path / 'out'
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'detect.py', folder, photos[1]]
+    done = run_tool(
+        [ROOT / 'tools' / 'detect.py', folder, photos[1]]
         + ['--config', dense[0], '--checkpoint', dense[1], '--against', *pruned[:2]]
-        + ['--out', out, '--device', 'cpu', '--score-thr', str(THRESHOLD)],
-        capture_output=True,
-        text=True,
+        + ['--out', out, '--device', 'cpu', '--score-thr', THRESHOLD]
     )
     assert done.returncode == 1
     assert f'error: {folder / "b.jpg"}: the image file is empty (0 bytes)' in done.stderr

@@ -1,13 +1,13 @@
 """The report of a pruned network: pictures of the real sizes, as files and in TensorBoard."""
 
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fork_server import run_tool
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.visualization import Visualizer
@@ -159,11 +159,7 @@ def test_tool(config, pruned, tmp_path, monkeypatch):
     config.dump(tmp_path / 'dense.py')
     save_state_dict(tmp_path / 'slim.safetensors', pruned['model'].state_dict(), {})
     arguments = ['--config', tmp_path / 'dense.py', '--out', tmp_path / 'out']
-    done = subprocess.run(
-        [sys.executable, TOOL, tmp_path / 'slim.safetensors', *arguments],
-        capture_output=True,
-        text=True,
-    )
+    done = run_tool([TOOL, tmp_path / 'slim.safetensors', *arguments])
     assert done.returncode == 0, done.stderr
     assert 'parts.png' in done.stdout and (tmp_path / 'out' / 'parts.png').is_file()
 

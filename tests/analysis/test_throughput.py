@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fork_server import run_tool
 from mmengine.config import Config
 from packaging.version import Version
 from torch import nn
@@ -184,9 +184,7 @@ def run(monkeypatch, *arguments) -> None:
 def test_tool_prints_one_object(tmp_path):
     micro_config().dump(tmp_path / 'micro.py')
     arguments = ['--batch', '2', '--rounds', '3', '--json', '--amp', '--shape', '32', '32']
-    done = subprocess.run(
-        [sys.executable, TOOL, tmp_path / 'micro.py', *arguments], capture_output=True, text=True
-    )
+    done = run_tool([TOOL, tmp_path / 'micro.py', *arguments])
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     assert list(printed) == ['networks', 'throughput_ratio', 'macs_ratio', 'share']

@@ -1,11 +1,10 @@
 """In-run pruning over two processes (gloo), and what cannot be cut is refused."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fork_server import run_ranks, run_tool
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -15,18 +14,16 @@ from mcf_mm.engine import MCFPruningHook
 from mcf_mm.engine.parallel import require_supported_parallelism
 
 
-def launch(config, *arguments):
+def launch(config, *arguments, torchrun=False):
     """Two processes of tools/train.py; a hang ends in an error."""
-    command = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    script = [ROOT / 'tools' / 'train.py', config, '--launcher', 'pytorch']
-    done = subprocess.run(
-        [sys.executable, *command, *script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment(CUDA_VISIBLE_DEVICES=''),
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
+    script = [ROOT / 'tools' / 'train.py', config, '--launcher', 'pytorch', *arguments]
+    settings = dict(env=environment(CUDA_VISIBLE_DEVICES=''), timeout=400)
+    if torchrun:
+        command = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+        done = [run_tool([*command, *script], bare=True, **settings)]
+    else:
+        done = run_ranks(script, 2, **settings)
+    assert not any(process.returncode for process in done), done
 
 
 def records(work_dir):
@@ -83,7 +80,7 @@ def test_two_processes_prune_alike_and_resume_to_the_same_weights(distributed_cf
     # The checkpoint of epoch 4 is small and between no updates.
     resumed = tmp_path / 'resumed'
     checkpoint = whole / 'epoch_4.pth'
-    launch(tmp_path / 'micro.py', '--work-dir', resumed, '--resume', checkpoint)
+    launch(tmp_path / 'micro.py', '--work-dir', resumed, '--resume', checkpoint, torchrun=True)
     for key in ('weights', 'average'):
         assert_equal(records(resumed)[1][key], first[key])
 

@@ -2,11 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
+from fork_server import run_tool
 from mmengine.config import Config
 from mmengine.runner import Runner
 from recording import ROOT, environment
@@ -16,13 +15,8 @@ from mcf_mm.weights.checkpoint import load_from_safetensors
 
 
 def train(config, *arguments, **more):
-    return subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'train.py', config, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment(**more),
-        timeout=300,
-    )
+    command = [ROOT / 'tools' / 'train.py', config, *arguments]
+    return run_tool(command, env=environment(**more), timeout=300)
 
 
 @pytest.fixture

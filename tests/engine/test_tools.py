@@ -2,10 +2,10 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fork_server import run_tool
 from mmengine.config import Config
 
 from mcf_mm.weights.checkpoint import read_header
@@ -13,12 +13,8 @@ from mcf_mm.weights.checkpoint import read_header
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(tool: str, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, ROOT / 'tools' / tool, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
+def run(tool: str, *arguments, bare: bool = False) -> subprocess.CompletedProcess:
+    return run_tool([ROOT / 'tools' / tool, *arguments], bare=bare)
 
 
 @pytest.fixture
@@ -30,10 +26,12 @@ def config(cfg, tmp_path) -> Path:
 
 
 def test_train_prune_and_test(config, tmp_path):
-    done = run('train.py', config, '--work-dir', tmp_path / 'dense')
+    """Each tool once in a new interpreter, as a user starts it."""
+    done = run('train.py', config, '--work-dir', tmp_path / 'dense', bare=True)
     assert done.returncode == 0, done.stderr
     checkpoint = tmp_path / 'dense' / 'epoch_1.pth'
-    done = run('prune.py', config, checkpoint, '--ratio', 0.4, '--out', tmp_path / 'slim')
+    arguments = ['--ratio', 0.4, '--out', tmp_path / 'slim']
+    done = run('prune.py', config, checkpoint, *arguments, bare=True)
     assert done.returncode == 0, done.stderr
     assert 'parameters 0.011 M -> 0.009 M' in done.stdout
     slim = tmp_path / 'slim'
@@ -43,7 +41,7 @@ def test_train_prune_and_test(config, tmp_path):
     # For programs that know nothing of mcf_mm.
     assert read_header(slim / 'slim.safetensors')['dataset_meta'] == dict(classes=['cat', 'dog'])
     assert Config.fromfile(slim / 'slim.py').custom_imports.imports == ['mcf_mm.registry']
-    done = run('test.py', slim / 'slim.py', slim / 'slim.safetensors')
+    done = run('test.py', slim / 'slim.py', slim / 'slim.safetensors', bare=True)
     assert done.returncode == 0, done.stderr
     assert 'accuracy/top1' in json.loads(done.stdout.splitlines()[-1])
     # Recovery: the slim config trains on as it stands.

@@ -1,10 +1,9 @@
 """Necks and heads that were made for another backbone."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fork_server import run_tool
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -134,8 +133,6 @@ def test_before_training(detection_cfg):
     cfg.custom_hooks = [dict(type='mcf_mm.MCFPruningHook')]
     with pytest.raises(ValueError, match=r'in_channels=\[16, 64\].* are \[16, 32\] channels wide'):
         Runner.from_cfg(cfg).train()
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools/train.py', path], capture_output=True, text=True
-    )
+    done = run_tool([ROOT / 'tools/train.py', path])
     assert 'in_channels=[16, 64], but the maps' in done.stderr
     assert 'Epoch(train)' not in done.stdout

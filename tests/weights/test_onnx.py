@@ -1,12 +1,11 @@
 """Classifiers and YOLOS in ONNX Runtime: the results of torch, at any batch size."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fork_server import run_tool
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
@@ -159,11 +158,7 @@ def test_pruned_yolos_with_the_tool(yolos_cfg, tmp_path):
     yolos_cfg.model.backbone.sizes = 'auto'
     yolos_cfg.dump(tmp_path / 'slim.py')
     names = [str(tmp_path / name) for name in ('slim.py', 'slim.safetensors', 'slim.onnx')]
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'export_onnx.py', *names, '--input-shape', '64', '112'],
-        capture_output=True,
-        text=True,
-    )
+    done = run_tool([ROOT / 'tools' / 'export_onnx.py', *names, '--input-shape', 64, 112])
     assert done.returncode == 0, done.stderr
     line = done.stdout.splitlines()[-1]
     assert 'slim.onnx: 0.' in line and 'largest difference of ONNX Runtime and torch' in line

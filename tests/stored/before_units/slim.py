@@ -1,17 +1,22 @@
 custom_hooks = []
-custom_imports = dict(imports=[
-    'mcf_mm.checkpoint',
-])
+custom_imports = dict(
+    imports=[
+        'mcf_mm.checkpoint',
+    ]
+)
 data_preprocessor = dict(
     mean=[
         127.0,
         127.0,
         127.0,
-    ], num_classes=2, std=[
+    ],
+    num_classes=2,
+    std=[
         60.0,
         60.0,
         60.0,
-    ])
+    ],
+)
 default_hooks = dict(checkpoint=dict(interval=1, type='CheckpointHook'))
 default_scope = 'mmpretrain'
 experiment_name = 'run'
@@ -19,8 +24,7 @@ load_from = '/tmp/golden/run/work/slim.safetensors'
 log_level = 'INFO'
 model = dict(
     backbone=dict(
-        arch=dict(
-            embed_dims=16, feedforward_channels=40, num_heads=2, num_layers=3),
+        arch=dict(embed_dims=16, feedforward_channels=40, num_heads=2, num_layers=3),
         ffn_hiddens=[
             24,
             24,
@@ -33,9 +37,11 @@ model = dict(
         ],
         img_size=32,
         patch_size=8,
-        type='mcf_mm.SlimVisionTransformer'),
+        type='mcf_mm.SlimVisionTransformer',
+    ),
     head=dict(in_channels=16, num_classes=2, type='VisionTransformerClsHead'),
-    type='ImageClassifier')
+    type='ImageClassifier',
+)
 optim_wrapper = dict(optimizer=dict(lr=0.001, type='AdamW', weight_decay=0.05))
 param_scheduler = [
     dict(T_max=5, type='CosineAnnealingLR'),
@@ -51,9 +57,11 @@ test_dataloader = dict(
             dict(type='LoadImageFromFile'),
             dict(type='PackInputs'),
         ],
-        type='CustomDataset'),
+        type='CustomDataset',
+    ),
     num_workers=0,
-    sampler=dict(shuffle=False, type='DefaultSampler'))
+    sampler=dict(shuffle=False, type='DefaultSampler'),
+)
 test_evaluator = dict(topk=1, type='Accuracy')
 train_cfg = dict(by_epoch=True, max_epochs=5, val_interval=1)
 train_dataloader = dict(
@@ -65,9 +73,11 @@ train_dataloader = dict(
             dict(prob=0.5, type='RandomFlip'),
             dict(type='PackInputs'),
         ],
-        type='CustomDataset'),
+        type='CustomDataset',
+    ),
     num_workers=0,
-    sampler=dict(shuffle=True, type='DefaultSampler'))
+    sampler=dict(shuffle=True, type='DefaultSampler'),
+)
 val_cfg = dict()
 val_dataloader = dict(
     batch_size=4,
@@ -77,12 +87,16 @@ val_dataloader = dict(
             dict(type='LoadImageFromFile'),
             dict(type='PackInputs'),
         ],
-        type='CustomDataset'),
+        type='CustomDataset',
+    ),
     num_workers=0,
-    sampler=dict(shuffle=False, type='DefaultSampler'))
+    sampler=dict(shuffle=False, type='DefaultSampler'),
+)
 val_evaluator = dict(topk=1, type='Accuracy')
 visualizer = dict(
-    type='Visualizer', vis_backends=[
+    type='Visualizer',
+    vis_backends=[
         dict(type='LocalVisBackend'),
-    ])
+    ],
+)
 work_dir = '/tmp/golden/run/work'
