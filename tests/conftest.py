@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import gc
 import json
 import tarfile
 from pathlib import Path
@@ -14,6 +15,16 @@ import mcf_mm  # noqa: F401  before any test imports mmcv.ops or mmdet.models
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'
+
+
+def pytest_collection_finish():
+    """What the imports have made stays: data sets of MMEngine collect garbage, each of them."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.fixture(scope='session')
@@ -41,6 +52,26 @@ def no_default_scope():
 
 
 @pytest.fixture
+def looks():
+    """For tests that look at how pictures of a run, or configs that it writes, are drawn or set."""
+
+
+@pytest.fixture
+def no_looks(request, monkeypatch):
+    """Leaves out what is most of a small run: the strokes of figures, the line breaks of configs.
+
+    Both are made and written as ever; figures stay white. Not for tests that ask for ``looks``.
+    """
+    if 'looks' not in request.fixturenames:
+        monkeypatch.setattr('matplotlib.figure.Figure.draw', lambda figure, renderer: None)
+        # Where MMEngine imports it depends on the version.
+        for place in ('yapf.yapflib.yapf_api', 'mmengine.config.config'):
+            monkeypatch.setattr(
+                f'{place}.FormatCode', lambda text, *args, **kwargs: (text, True), raising=False
+            )
+
+
+@pytest.fixture
 def scenes(tmp_path):
     """Ten images of unlike size with coloured squares, in COCO format; one has no object."""
     rng = np.random.default_rng(0)
@@ -65,7 +96,7 @@ def scenes(tmp_path):
 
 
 @pytest.fixture
-def detection_cfg(scenes) -> Config:
+def detection_cfg(scenes, no_looks) -> Config:
     """Trains and evaluates on the scenes with mmdet's own parts; the model is the test's."""
     pipeline = [
         dict(type='LoadImageFromFile'),
@@ -126,7 +157,7 @@ def photos(tmp_path) -> Path:
 
 
 @pytest.fixture
-def cfg(photos, tmp_path) -> Config:
+def cfg(photos, tmp_path, no_looks) -> Config:
     """mmpretrain config: 3 layers of width 16, 5 epochs, MCF at one FFN per epoch."""
     pipeline = [
         dict(type='LoadImageFromFile'),

@@ -76,13 +76,15 @@ def test_one_ffn_per_epoch_then_small(cfg):
     assert sizes['mcf/macs_before'] > sizes['mcf/macs_after']
 
 
-def test_pictures_of_the_run(cfg):
+def test_pictures_of_the_run(cfg, looks):
     cfg.visualizer.vis_backends.append(dict(type='TensorboardVisBackend'))
     runner = Runner.from_cfg(cfg)
     runner.train()
     names = {'kept_sizes', 'kept_inputs', 'parts'}
     names |= {f'importance_backbone.layers.{i}.ffn' for i in range(3)}
-    assert {file.stem for file in (Path(cfg.work_dir) / 'report').iterdir()} == names
+    pictures = list((Path(cfg.work_dir) / 'report').iterdir())
+    assert {file.stem for file in pictures} == names
+    assert all(np.asarray(Image.open(file)).std() > 0 for file in pictures)
     runner.visualizer.close()
     events = EventAccumulator(str(Path(runner.log_dir) / 'vis_data'), dict(images=0))
     events.Reload()
