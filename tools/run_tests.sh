@@ -4,7 +4,10 @@
 #
 #   bash tools/run_tests.sh
 #   bash tools/run_tests.sh tests/pruning -k surgery
+#   bash tools/run_tests.sh -n 4                    in four processes; -n 0 in pytest's own
 #   bash tools/run_tests.sh --stack classic [...]   in .venv-classic, see tools/setup.sh --help
+#
+# Two processes share the tests, but for -n, -p no:xdist, --pdb, or a single file.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,6 +18,18 @@ case ${1:-} in
 esac
 bash tools/setup.sh --stack "$stack"
 if [[ $stack == current ]]; then venv=.venv; else venv=.venv-$stack; fi
+
+processes=(-n 2 --dist worksteal)
+files=0
+for argument in "$@"; do
+    case $argument in
+        -n* | --numprocesses* | no:xdist | --pdb) processes=() ;;
+        *.py | *.py::*) files=$((files + 1)) ;;
+    esac
+done
+[[ $files != 1 ]] || processes=()
 # The networks of the tests are small: more threads only get into each other's way.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
-exec "$venv/bin/python" -m pytest -rs "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# Many tests start Python: what it imports is compiled once, not each time.
+unset PYTHONDONTWRITEBYTECODE
+exec "$venv/bin/python" -m pytest -rs ${processes[@]+"${processes[@]}"} "$@"
