@@ -38,7 +38,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 #: What the server imports: the seconds of a tool. None of it may start a thread (onnxruntime
 #: does), for threads do not survive a fork.
 PRELOAD = (
@@ -219,21 +218,21 @@ class Server:
         self.owner = os.getpid()
         self._socket, theirs = socket.socketpair()
         self._stderr = tempfile.TemporaryFile('w+b')
-        path = (str(ROOT), os.environ.get('PYTHONPATH', ''))
-        env = dict(
-            os.environ,
-            OMP_NUM_THREADS='1',
-            PYTHONPATH=os.pathsep.join(filter(None, path)),
-        )
         self.process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno())],
-            env=env,
+            env=dict(os.environ, OMP_NUM_THREADS='1'),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
         )
         theirs.close()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        if self.owner == os.getpid():
+            self._socket.close()
+            self.process.wait()
 
     def request(self, message: dict, files: list[int]):
         """Has a child started; returns a stream of its pid and, in time, its exit status."""
@@ -344,7 +343,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes between
-    mine = [str(Path(__file__).parent), *os.environ['PYTHONPATH'].split(os.pathsep)]
+    mine = [str(Path(__file__).parent), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
     path = [folder for folder in sys.path if folder not in mine]
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     try:
@@ -364,6 +363,8 @@ def main() -> None:
     # What Python does at its end, but for taking down a gigabyte of modules.
     threading._shutdown()
     atexit._run_exitfuncs()
+    if (script := vars(sys.modules['__main__'])) is not globals():
+        script.clear()  # closes its files
     gc.collect()
     sys.stdout.flush()
     sys.stderr.flush()
