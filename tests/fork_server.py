@@ -109,8 +109,9 @@ def run_ranks(
         for rank in range(ranks)
     ]
     end = time.monotonic() + timeout
-    while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        if any(process.returncode for process in processes):
+    while time.monotonic() < end:
+        codes = [process.poll() for process in processes]
+        if any(codes) or None not in codes:
             break
         time.sleep(0.02)
     late = time.monotonic() >= end
