@@ -5,19 +5,13 @@ import contextlib
 import json
 import sys
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from mcf_mm.analysis.complexity import (
-    Complexity,
-    build_model,
-    dataset_shapes,
-    input_shape,
-    mean_complexity,
-    pruning_arguments,
-    shrink_by_ratio,
-)
+from mcf_mm.analysis.complexity import Complexity, mean_complexity
+from mcf_mm.engine.config import dataset_shapes, input_shape, read_config
+from mcf_mm.engine.networks import build_model, pruned_network
 
 
 def parse_args() -> argparse.Namespace:
@@ -87,19 +81,15 @@ def main() -> None:
     # Whatever the libraries say goes to stderr, so that stdout can be piped.
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            config = Config.fromfile(args.config)
-            config.merge_from_dict(args.cfg_options or {})
+            config = read_config(args.config, args.cfg_options)
             if args.dataset_images is not None:
                 shapes = dataset_shapes(config, args.dataset_images)
             else:
                 shapes = [tuple(args.shape) if args.shape else input_shape(config)]
             model = build_model(config)
             counts = {'dense': mean_complexity(model, shapes)}
-            arguments = pruning_arguments(config)
-            if args.ratio is not None:
-                arguments = dict(input_ratio=args.ratio, hidden_ratio=args.ratio)
-            if arguments:
-                counts['pruned'] = mean_complexity(shrink_by_ratio(model, **arguments), shapes)
+            if (pruned := pruned_network(config, model, args.ratio)) is not None:
+                counts['pruned'] = mean_complexity(pruned, shapes)
         except (ValueError, OSError) as error:
             sys.exit(f'error: {error}')
     if args.json:

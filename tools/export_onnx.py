@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
 from mcf_mm.engine.config import load_config
-from mcf_mm.weights.onnx import export_onnx
+from mcf_mm.engine.export import export_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,7 +46,7 @@ def main() -> None:
         # Whatever the libraries say goes to stderr, so that stdout can be piped.
         with contextlib.redirect_stdout(sys.stderr):
             cfg = load_config(args.config)
-            difference = export_onnx(cfg, args.checkpoint, args.output, shape, args.opset)
+            difference = export_checkpoint(cfg, args.checkpoint, args.output, shape, args.opset)
     # AssertionError: mmpretrain's way to say that weights do not fit.
     except (ValueError, OSError, RuntimeError, ImportError, AssertionError) as error:
         sys.exit(f'error: {error}')

@@ -1,4 +1,4 @@
-"""Prunes the FFNs of a trained network in one shot, without training.
+"""Prunes a trained network in one shot, without training.
 
 Writes ``slim.safetensors`` and ``slim.py`` to the output folder; both go straight into
 ``tools/test.py``, ``tools/train.py`` (to recover) or, as a backbone, into a detector.
@@ -7,9 +7,12 @@ Calibration takes images of the config's training set.
     python tools/prune.py CONFIG CHECKPOINT --ratio 0.4 --out work_dirs/pruned
     python tools/prune.py CONFIG CHECKPOINT --input-ratio 0 --hidden-ratio 0.52 \\
         --compensation least_squares --out work_dirs/hidden_only
+    python tools/prune.py CONFIG CHECKPOINT --criterion fisher \\
+        --ratios heads=0.2,qk=0.3,hidden=0.4 --out work_dirs/all_kinds
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from mmengine.config import DictAction
@@ -18,7 +21,13 @@ import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.prune import prune_checkpoint
 from mcf_mm.pruning.compensation import COMPENSATIONS
-from mcf_mm.pruning.oneshot import METHODS, STEPS, check_arguments
+from mcf_mm.pruning.criteria import CRITERIA
+from mcf_mm.pruning.criteria.mcf import METHODS
+from mcf_mm.pruning.criteria.regular import STEPS
+from mcf_mm.pruning.structure import check_seed
+
+#: Options that only the criterion mcf has.
+OF_MCF = dict(method='mcf', guide=0.5, scale=1.0, shared_inputs='layer')
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,15 +38,32 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='its weights, with the names of mmpretrain')
     parser.add_argument('--out', required=True, type=Path, help='folder for the result')
     parser.add_argument(
-        '--ratio', type=float, default=0.4, help='share of FFN inputs and hidden units to drop'
+        '--criterion',
+        choices=tuple(CRITERIA),
+        default='mcf',
+        help='what is important: mcf for inputs and hidden units, the others for every kind',
+    )
+    parser.add_argument(
+        '--ratio', type=float, help='share of FFN inputs and hidden units to drop (default: 0.4)'
     )
     parser.add_argument('--input-ratio', type=float, help='for the inputs alone')
     parser.add_argument('--hidden-ratio', type=float, help='for the hidden units alone')
     parser.add_argument(
+        '--ratios',
+        metavar='KIND=RATIO,...',
+        help='share of each kind to drop, of inputs, hidden, heads, qk and v, instead of the above',
+    )
+    parser.add_argument(
+        '--sizes',
+        metavar='FILE',
+        help='JSON file {"unit": {"kind": number}} that says how many are kept, instead of ratios',
+    )
+    parser.add_argument(
         '--method',
         choices=METHODS,
-        default='mcf',
-        help='what to keep: MCF, or a baseline (magnitude is "direct pruning" of the paper)',
+        default=OF_MCF['method'],
+        help='how the criterion mcf scores weights: as the paper, or a baseline (magnitude is '
+        '"direct pruning" of the paper)',
     )
     parser.add_argument(
         '--compensation',
@@ -48,8 +74,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--shared-inputs',
         choices=('layer', 'network'),
-        default='layer',
-        help='one input set for each FFN, or one for all of them',
+        default=OF_MCF['shared_inputs'],
+        help='of mcf: one input set for each FFN, or one for all of them',
     )
     parser.add_argument(
         '--multiple', type=int, default=1, help='round sizes to the nearest multiple, for GPUs'
@@ -58,11 +84,15 @@ def parse_args() -> argparse.Namespace:
         '--last-step',
         choices=STEPS,
         default='x_transformation',
-        help='where the method ends, for ablations: zeros only, inputs for each row, or all of it',
+        help='where mcf ends, for ablations: fis and crs leave zeros in a network of full size',
     )
     parser.add_argument('--num-images', type=int, default=1024, help='calibration images')
-    parser.add_argument('--guide', type=float, default=0.5, help='fraction that guides FIS')
-    parser.add_argument('--scale', type=float, default=1.0, help='width of the band of FIS')
+    parser.add_argument(
+        '--guide', type=float, default=OF_MCF['guide'], help='fraction that guides FIS'
+    )
+    parser.add_argument(
+        '--scale', type=float, default=OF_MCF['scale'], help='width of the band of FIS'
+    )
     parser.add_argument('--seed', type=int, default=0, help='chooses the calibration images')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings'
@@ -70,16 +100,80 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_ratios(args: argparse.Namespace) -> dict[str, float] | None:
+    """Ratios by kind, of whichever options were given; None when sizes were.
+
+    Raises:
+        ValueError: Options contradict each other, or a ratio is no number.
+    """
+    single = {
+        '--ratio': args.ratio,
+        '--input-ratio': args.input_ratio,
+        '--hidden-ratio': args.hidden_ratio,
+    }
+    given = [name for name, value in single.items() if value is not None]
+    several = [name for name in ('ratios', 'sizes') if getattr(args, name) is not None]
+    if several and (given or len(several) > 1):
+        raise ValueError(f'--{several[0]} cannot be given together with others: {given or several}')
+    if args.sizes is not None:
+        return None
+    if args.ratios is None:
+        ratio = 0.4 if args.ratio is None else args.ratio
+        return dict(
+            inputs=ratio if args.input_ratio is None else args.input_ratio,
+            hidden=ratio if args.hidden_ratio is None else args.hidden_ratio,
+        )
+    ratios: dict[str, float] = {}
+    for part in args.ratios.split(','):
+        kind, _, value = part.partition('=')
+        if kind.strip() in ratios:
+            raise ValueError(f'--ratios names {kind.strip()} twice: {args.ratios!r}')
+        try:
+            ratios[kind.strip()] = float(value)
+        except ValueError:
+            raise ValueError(f'--ratios must be KIND=RATIO,..., got {args.ratios!r}') from None
+    return ratios
+
+
+def read_criterion(args: argparse.Namespace) -> dict:
+    """The criterion with the options that are its own.
+
+    Raises:
+        ValueError: An option is for another criterion.
+    """
+    criterion = dict(type=args.criterion)
+    if args.criterion == 'mcf':
+        criterion |= {name: getattr(args, name) for name in (*OF_MCF, 'seed')}
+        return criterion
+    for name, default in OF_MCF.items():
+        if (value := getattr(args, name)) != default:
+            option = f'--{name.replace("_", "-")}'
+            raise ValueError(f'{option} {value} is for --criterion mcf, got {args.criterion}')
+    if args.criterion == 'random':
+        criterion['seed'] = args.seed
+    return criterion
+
+
 def main() -> None:
-    args = vars(parse_args())
-    cfg = load_config(args.pop('config'), str(args['out']), args.pop('cfg_options'))
-    ratio = args.pop('ratio')
-    for name in ('input_ratio', 'hidden_ratio'):
-        args[name] = ratio if args[name] is None else args[name]
-    # Now, and not after the network and the images are loaded.
-    names = ('method', 'input_ratio', 'hidden_ratio', 'guide', 'last_step', 'compensation')
-    check_arguments(*(args[name] for name in names), multiple=args['multiple'])
-    prune_checkpoint(cfg, args.pop('checkpoint'), args.pop('out'), **args)
+    args = parse_args()
+    try:
+        check_seed(args.seed)
+        cfg = load_config(args.config, str(args.out), args.cfg_options)
+        prune_checkpoint(
+            cfg,
+            args.checkpoint,
+            args.out,
+            num_images=args.num_images,
+            seed=args.seed,
+            criterion=read_criterion(args),
+            ratios=read_ratios(args),
+            sizes=args.sizes,
+            last_step=args.last_step,
+            compensation=args.compensation,
+            multiple=args.multiple,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
-from mcf_mm.analysis.report import report_checkpoint
 from mcf_mm.engine.config import load_config
+from mcf_mm.engine.report import report_checkpoint
 
 
 def parse_args() -> argparse.Namespace:

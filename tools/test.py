@@ -12,8 +12,8 @@ import json
 from mmengine.config import DictAction
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
-from mcf_mm.engine.bad_input import build_runner
 from mcf_mm.engine.config import load_config
+from mcf_mm.engine.runner import build_runner
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,12 +6,12 @@ import json
 import sys
 
 import torch
-from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from mcf_mm.analysis.complexity import input_shape
-from mcf_mm.analysis.throughput import Comparison, compare, dense_and_pruned
+from mcf_mm.analysis.throughput import Comparison, compare
+from mcf_mm.engine.config import input_shape, read_config
+from mcf_mm.engine.networks import dense_and_pruned
 
 
 def parse_args() -> argparse.Namespace:
@@ -77,8 +77,8 @@ def main() -> None:
     # Whatever the libraries say goes to stderr, so that stdout can be piped.
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            first = Config.fromfile(args.first)
-            second = Config.fromfile(args.second) if args.second else None
+            first = read_config(args.first)
+            second = read_config(args.second) if args.second else None
             shape = tuple(args.shape) if args.shape else input_shape(first)
             models = dense_and_pruned(first, second)
             for model in models.values():

@@ -13,10 +13,10 @@ import argparse
 from mmengine.config import DictAction
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
-from mcf_mm.engine.bad_input import build_runner
 from mcf_mm.engine.config import hook_types, load_config
-from mcf_mm.engine.parallel import require_supported_parallelism, start_cpu_processes
-from mcf_mm.engine.resume import make_resumable, resume
+from mcf_mm.engine.resume import make_resumable, resume, resume_limits
+from mcf_mm.engine.runner import build_runner, require_supported_parallelism, start_cpu_processes
+from mcf_mm.weights.slim_config import PRUNING_HOOKS
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,11 +54,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
-    if 'MCFPruningHook' in hook_types(cfg):
+    if set(PRUNING_HOOKS) & set(hook_types(cfg)):
         # The hook says so too, but MMEngine would first ask for DeepSpeed or shard the model.
         require_supported_parallelism(cfg)
     start_cpu_processes(cfg)
     make_resumable(cfg)
+    for reason in resume_limits(cfg):
+        print(f'a run that goes on with --resume will end with other weights: {reason}')
     if args.resume:
         resume(cfg, None if args.resume == 'latest' else args.resume)
     if args.amp:

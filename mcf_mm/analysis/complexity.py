@@ -5,26 +5,17 @@ MMEngine's own counter leaves out (it reads DeiT-S as 4.25 G where 4.60 G are co
 """
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from mmengine.config import Config
-from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcf_mm.models.widths import check_widths
-from mcf_mm.pruning.slim import RowSparseLinear
-from mcf_mm.pruning.structure import kept_size
-from mcf_mm.pruning.surgery import resize_ffn
-from mcf_mm.pruning.targets import find_ffns
+from mcf_mm.pruning import Sizes, find_ffns, find_units, resize
 
 PARTS = ('attention', 'ffn', 'patch embedding', 'head', 'other')
 
@@ -66,8 +57,8 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> Complexity:
     whose ``forward`` is called by name, as DETR calls its head, count as ``'other'``.
 
     Args:
-        model: mmpretrain classifier, mmdet detector or any network that takes ``(1, 3, H, W)``.
-            It stays as it is.
+        model: mmpretrain classifier, mmdet detector or any network that takes images ``(1, C, H,
+            W)``. It stays as it is.
         shape: Height and width of the image in pixels.
     """
     modules = _modules_by_part(model)
@@ -78,12 +69,12 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> Complexity:
         macs = _count_macs(copy.deepcopy(model), shape, paths)
     parts = {
         part: Cost(
-            _num_parameters(model.get_submodule(name) for name in names),
+            sum(_num_parameters(model.get_submodule(name)) for name in names),
             sum(macs[name] for name in names),
         )
         for part, names in modules.items()
     }
-    params = _num_parameters([model])
+    params = _num_parameters(model)
     parts['other'] = Cost(
         params - sum(cost.params for cost in parts.values()),
         macs[''] - sum(cost.macs for cost in parts.values()),
@@ -96,15 +87,10 @@ def _count_macs(
 ) -> Mapping[str, int]:
     """MACs of the modules at ``paths``, and of the whole network under the name ``''``."""
     device = next(model.parameters()).device
-    images = torch.zeros(1, 3, *shape, device=device)
+    images = torch.zeros(1, num_channels(model), *shape, device=device)
     counter = FlopCounterMode(display=False)
     macs = Counter()
-    # They multiply with their zeros, which layers of their own would not.
-    sparse = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, RowSparseLinear)
-    }
+    sparse = {name: module for name, module in model.named_modules() if _zeros(module)}
 
     # The counter's own account by module is not used: in torch 2.1 it unpacks the tuples that
     # modules return.
@@ -116,16 +102,16 @@ def _count_macs(
         module.register_forward_pre_hook(lambda *_, name=name: macs.subtract({name: total()}))
         module.register_forward_hook(lambda *_, name=name: macs.update({name: total()}))
     # With gradients: without them nn.MultiheadAttention takes one fused operator for which the
-    # counter has no formula, and mcf_mm's own layers compute a few columns more than they need.
+    # counter has no formula.
     with torch.enable_grad(), counter:
         # Not eval(), which returns None for mmpretrain's backbones.
         model.train(False)
         model(images, **tensor_arguments(model, shape))
     macs[''] = total()
     for name, module in sparse.items():
-        zeros = round(macs[name] * (1 - module.density))
+        free = round(macs[name] * _zeros(module) / module.weight.numel())
         for around in ('', *(path for path in paths if f'{name}.'.startswith(f'{path}.'))):
-            macs[around] -= zeros
+            macs[around] -= free
     return macs
 
 
@@ -178,76 +164,51 @@ def _part(name: str, module: nn.Module, ffns: set[str]) -> str | None:
     return 'head' if '.' not in name and name.endswith('head') else None
 
 
-def _num_parameters(modules: Iterable[nn.Module]) -> int:
-    parameters = {id(p): p.numel() for module in modules for p in module.parameters()}
-    return sum(parameters.values())
+def _num_parameters(module: nn.Module) -> int:
+    parameters = {id(p): p.numel() for p in module.parameters()}
+    return sum(parameters.values()) - sum(_zeros(part) for part in module.modules())
 
 
-def shrink_by_ratio(
-    model: nn.Module,
-    input_ratio: float,
-    hidden_ratio: float,
-    multiple: int = 1,
-    last_step: str = 'x_transformation',
-) -> nn.Module:
-    """A copy of ``model`` whose FFNs have the sizes that pruning leaves; the weights mean nothing.
+def _zeros(module: nn.Module) -> int:
+    """Weights of a masked layer that are not counted."""
+    return getattr(module, 'free_zeros', 0)
+
+
+def masked(model: nn.Module, sizes: Sizes) -> nn.Module:
+    """A copy of ``model`` as CRS leaves it, each row with its own mask; its weights mean nothing.
+
+    Parameters that a mask sets to zero, and the products with them, are not counted: row 3 of
+    table 3 in the MCF paper.
 
     Args:
         model: Any network with FFNs. It stays as it is.
-        input_ratio: Share of the inputs of each FFN that goes.
-        hidden_ratio: Share of the hidden units that goes.
-        multiple: See :func:`mcf_mm.pruning.kept_size`. Defaults to 1.
-        last_step: See :func:`mcf_mm.pruning.prune`. Defaults to ``'x_transformation'``.
-
-    Raises:
-        ValueError: A ratio is not in [0, 1), or there is no FFN.
+        sizes: Inputs and hidden units that each row keeps, by FFN.
     """
     model = copy.deepcopy(model)
-    ffns = find_ffns(model)
-    if not ffns:
-        raise ValueError(f'{type(model).__name__} has no FFN that could be pruned')
-    if last_step == 'fis':
-        return model  # zeros cost as much as other numbers
-    for ffn in ffns:
-        resize_ffn(
-            ffn,
-            kept_size(ffn.sizes[0], input_ratio, multiple),
-            kept_size(ffn.sizes[1], hidden_ratio, multiple),
-            'row' if last_step == 'crs' else 'layer',
-        )
+    for ffn in find_ffns(model):
+        own = {**ffn.sizes, **sizes.get(ffn.name, {})}
+        for linear, kept in ((ffn.fc1, own['inputs']), (ffn.fc2, own['hidden'])):
+            linear.free_zeros = linear.out_features * (linear.in_features - kept)
     return model
 
 
-def build_model(config: Config) -> nn.Module:
-    """Builds the network of a config of mmpretrain or mmdet, without loading weights.
+def num_channels(model: nn.Module) -> int:
+    """Channels of the images that a network takes: those of its first convolution, or 3."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return 3 if first is None else first.in_channels
 
-    Raises:
-        ValueError: See :func:`mcf_mm.models.widths.check_widths`.
+
+def resized(model: nn.Module, sizes: Sizes) -> nn.Module:
+    """A copy of ``model`` with the sizes that pruning leaves; its weights mean nothing.
+
+    Args:
+        model: Any network. It stays as it is.
+        sizes: How many elements are kept, ``{unit: {kind: n}}``.
     """
-    # For this one call only: a notebook may go on with a config of another library.
-    model = copy.deepcopy(config.model)
-    # As the Runner does: mmpretrain's bases have the preprocessor beside the model.
-    if config.get('data_preprocessor'):
-        model.setdefault('data_preprocessor', config.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(config.get('default_scope')):
-        network = MODELS.build(model)
-    check_widths(network, config.model)
-    return network
-
-
-def pruning_arguments(config: Config) -> dict[str, Any] | None:
-    """What :func:`shrink_by_ratio` takes, from the config's pruning hook; None without a hook.
-
-    Raises:
-        ValueError: An argument of the hook is out of range.
-    """
-    for hook in config.get('custom_hooks') or []:
-        if hook['type'] in ('mcf_mm.MCFPruningHook', 'MCFPruningHook'):
-            # Built, because the class alone knows its defaults and checks its arguments.
-            built = HOOKS.build(dict(hook, type='mcf_mm.MCFPruningHook'))
-            names = ('input_ratio', 'hidden_ratio', 'multiple', 'last_step')
-            return {name: getattr(built, name) for name in names}
-    return None
+    model = copy.deepcopy(model)
+    for unit in find_units(model):
+        resize(unit, sizes.get(unit.name, {}))
+    return model
 
 
 def mean_complexity(model: nn.Module, shapes: Sequence[tuple[int, int]]) -> Complexity:
@@ -273,76 +234,3 @@ def mean_complexity(model: nn.Module, shapes: Sequence[tuple[int, int]]) -> Comp
         for part, cost in whole.parts.items()
     }
     return Complexity(whole.params, mean(lambda count: count.macs), parts)
-
-
-def dataset_shapes(config: Config, num_images: int) -> list[tuple[int, int]]:
-    """Height and width of the first images that the config evaluates, as the network gets them.
-
-    First by their number in the annotations: YOLOS and DETR publish the mean MACs of the first 100
-    images of COCO's validation set in that order. Each is a batch of its own, padded as the
-    config's preprocessor pads.
-
-    Args:
-        config: A config of mmdet or mmpretrain with a ``test_dataloader`` or ``val_dataloader``.
-        num_images: How many images.
-
-    Raises:
-        ValueError: The config has no such loader, or its dataset has fewer images.
-    """
-    loader = config.get('test_dataloader') or config.get('val_dataloader')
-    if not loader:
-        raise ValueError('the config has neither test_dataloader nor val_dataloader')
-    with DefaultScope.overwrite_default_scope(config.get('default_scope')):
-        dataset = DATASETS.build(copy.deepcopy(loader.dataset))
-    if not 0 < num_images <= len(dataset):
-        raise ValueError(
-            f'{num_images} images are asked for, the dataset that the config evaluates has '
-            f'{len(dataset)}'
-        )
-    numbers = [dataset.get_data_info(i).get('img_id', i) for i in range(len(dataset))]
-    first = sorted(range(len(dataset)), key=numbers.__getitem__)[:num_images]
-    preprocessor = config.model.get('data_preprocessor') or {}
-    divisor = preprocessor.get('pad_size_divisor', 1)
-    console = Console(stderr=True)
-    return [
-        tuple(math.ceil(side / divisor) * divisor for side in dataset[i]['inputs'].shape[-2:])
-        for i in track(first, 'reading images', console=console, transient=True)
-    ]
-
-
-def input_shape(config: Config) -> tuple[int, int]:
-    """Height and width of the images that the config evaluates.
-
-    The last crop or resize of the test (or validation) pipeline, or the backbone's ``img_size``
-    where there is no such step. A detector that keeps the aspect ratio is counted at the largest
-    landscape image it can meet (800 x 1333 for the usual scale; images of COCO are smaller in the
-    mean), rounded up to what the batch is padded to.
-
-    Raises:
-        ValueError: The config has neither.
-    """
-    loader = config.get('test_dataloader') or config.get('val_dataloader') or {}
-    dataset = loader.get('dataset', {})
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    size = config.model.get('backbone', {}).get('img_size')
-    for step in dataset.get('pipeline', []):
-        kind = step['type'].rpartition('.')[2]
-        if kind == 'CenterCrop':
-            size = step['crop_size']
-        elif kind.endswith('Resize') and step.get('scale'):
-            scale = step['scale']
-            size = scale if isinstance(scale, int) else scale[::-1]
-            # Every other resize with a pair of numbers takes it as a limit, whatever the order.
-            if not isinstance(scale, int) and step.get('keep_ratio', kind != 'Resize'):
-                size = sorted(scale)
-    if size is None:
-        raise ValueError(
-            'the config says no image size (no CenterCrop or Resize in the pipeline of '
-            'test_dataloader, no img_size of the backbone); set one, or give tools/complexity.py '
-            '--shape HEIGHT WIDTH'
-        )
-    preprocessor = config.model.get('data_preprocessor') or {}
-    divisor = preprocessor.get('pad_size_divisor', 1)
-    height, width = (size, size) if isinstance(size, int) else size
-    return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mcf_mm.datasets.loading import LoadImageFromFile
+from mcf_mm.registry import split_type
 from mcf_mm.weights.checkpoint import check_loaded, dataset_meta, readable
 from mcf_mm.weights.files import whole_file
 
@@ -54,6 +55,14 @@ class Detector(DetInferencer):
         cfg.setdefault('visualizer', dict(type='DetLocalVisualizer')).pop('vis_backends', None)
         with readable(checkpoint):
             super().__init__(cfg, checkpoint, device=device, show_progress=False)
+
+    def _get_transform_idx(self, pipeline_cfg: list, name: str | tuple) -> int:
+        # Versions of mmdet take other types here: only names, or names without scope and classes.
+        names = (name,) if isinstance(name, str) else name
+        for number, step in enumerate(pipeline_cfg):
+            if split_type(step['type'])[1] in names:
+                return number
+        return -1
 
     def _load_weights_to_model(self, model: nn.Module, checkpoint: dict, cfg: Config) -> None:
         if 'state_dict' not in checkpoint:

@@ -15,47 +15,64 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mcf_mm.analysis.complexity import Complexity
-from mcf_mm.pruning import Kept
+from mcf_mm.pruning import FFN, Attention, Sizes
 from mcf_mm.weights.files import whole_file
 
 if TYPE_CHECKING:  # a pruned classifier needs no mmdet
     from mmdet.structures import DetDataSample
 
-#: Number of inputs and of hidden units.
-Sizes = tuple[int, int]
+#: What the kinds are called in pictures.
+KINDS = {
+    'inputs': "inputs C'",
+    'hidden': "hidden units H'",
+    'heads': 'heads',
+    'qk': 'q/k channels of a head',
+    'v': 'value channels of a head',
+}
 
 
-def plot_kept_sizes(
-    path: str | Path, sizes: Mapping[str, Sizes], full: Mapping[str, Sizes]
-) -> None:
-    """Writes :func:`kept_sizes_figure` as a picture; the ending of ``path`` decides the format."""
+def plot_kept_sizes(path: str | Path, sizes: Sizes, full: Sizes) -> None:
+    """Write :func:`kept_sizes_figure` as a picture; the ending of ``path`` decides the format."""
     save_figure(kept_sizes_figure(sizes, full), path)
 
 
-def kept_sizes_figure(sizes: Mapping[str, Sizes], full: Mapping[str, Sizes]) -> Figure:
-    """Draws the kept inputs C' and hidden units H' of each feed-forward network as bars.
+def kept_sizes_figure(sizes: Sizes, full: Sizes) -> Figure:
+    """Draw how many elements of each kind stay, as bars: FFNs in one row, attentions in another.
 
     Args:
-        sizes: C' and H' by name of the network, first layer first.
-        full: C and H of the dense network, by the same names.
+        sizes: Sizes of the pruned units, ``{unit: {kind: n}}``, first layer first.
+        full: Sizes of the dense network.
 
     Raises:
         ValueError: ``sizes`` is empty.
     """
     if not sizes:
-        raise ValueError('sizes is empty: there is no feed-forward network to draw')
-    figure = Figure(figsize=(max(6.0, 0.6 * len(sizes) + 3), 3.2), layout='constrained')
-    columns = zip(figure.subplots(1, 2), ("inputs C'", "hidden units H'"), strict=True)
-    for index, (axes, title) in enumerate(columns):
-        kept = [size[index] for size in sizes.values()]
-        dense = [full[name][index] for name in sizes]
-        axes.bar(range(len(kept)), dense, color='0.88', label='dense')
-        bars = axes.bar(range(len(kept)), kept, color='tab:blue', label='kept')
-        axes.bar_label(bars, fontsize='small')
-        axes.set_title(title)
-        axes.set_xlabel('layer')
-        axes.set_xticks(range(len(kept)))
-    axes.legend(loc='lower right')
+        raise ValueError('sizes is empty: there is nothing to draw')
+    names = {kind: [name for name in sizes if kind in sizes[name]] for kind in KINDS}
+    rows = [[kind for kind in row if names[kind]] for row in (FFN.kinds, Attention.kinds)]
+    rows = [row for row in rows if row]
+    columns = max(len(row) for row in rows)
+    most = max(len(own) for own in names.values())
+    column_width = max(3.0, 0.32 * most + 0.8)
+    size = (columns * column_width + 0.8, 2.8 * len(rows) + 0.4)
+    figure = Figure(figsize=size, layout='constrained')
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for row, places in zip(rows, grid, strict=True):
+        for axes in places[len(row) :]:
+            axes.remove()
+        for axes, kind in zip(places, row, strict=False):
+            kept = [sizes[name][kind] for name in names[kind]]
+            dense = [full[name][kind] for name in names[kind]]
+            axes.bar(range(len(kept)), dense, color='0.88', label='dense')
+            bars = axes.bar(range(len(kept)), kept, color='tab:blue', label='kept')
+            # Numbers of four digits are as wide as a bar: side by side they would touch.
+            upright = len(kept) > 8 and max(kept) > 999
+            axes.bar_label(bars, fontsize='small', rotation=90 * upright, padding=2 * upright)
+            axes.set_title(KINDS[kind])
+            axes.set_xlabel('layer')
+            axes.set_xticks(range(len(kept)))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside right upper')
     return figure
 
 
@@ -79,72 +96,36 @@ def kept_inputs_figure(inputs: Mapping[str, Tensor], width: int) -> Figure:
     return figure
 
 
-def importance_figure(name: str, scores: tuple[Tensor, Tensor], kept: Kept) -> Figure:
-    """Draws the importance of both weights of one feed-forward network.
-
-    Beside each map a strip is dark where an element is kept: inputs and hidden units of W1, hidden
-    units of W2. The colours reach to the 99th percentile, for single scores are often far larger.
+def importance_figure(
+    name: str, scores: Mapping[str, Tensor], kept: Mapping[str, Tensor]
+) -> Figure:
+    """Draw the importance of each element of a unit, by rank: dark where it is kept.
 
     Args:
-        name: The network, for the title.
-        scores: Importance of W1, ``(H, C)``, and of W2, ``(C, H)``.
-        kept: What stays of them.
+        name: The unit, for the title.
+        scores: Importance by kind, ``(count,)``.
+        kept: Indices of what stays, by kind.
     """
-    figure = Figure(figsize=(11, 5), layout='constrained')
+    figure = Figure(figsize=(4.5 * len(scores), 3.4), layout='constrained')
     figure.suptitle(f'importance in {name}')
-    axes = figure.subplot_mosaic(
-        [['.', 'inputs of fc1', 'inputs of fc2'], ['outputs of fc1', 'fc1', 'fc2']],
-        width_ratios=(1, 15, 25),
-        height_ratios=(1, 15),
-    )
-    labels = (('input', 'hidden unit'), ('hidden unit', 'output'))
-    for layer, score, texts in zip(('fc1', 'fc2'), scores, labels, strict=True):
-        rows, columns = score.shape
-        picture = _reduce(score).numpy()
-        image = axes[layer].imshow(
-            picture,
-            aspect='auto',
-            extent=(0, columns, rows, 0),
-            vmin=min(0.0, float(picture.min())),
-            vmax=float(np.quantile(picture, 0.99)) or None,
-            interpolation='nearest',
-        )
-        axes[layer].set_xlabel(texts[0])
-        axes[layer].set_ylabel(texts[1])
-        figure.colorbar(image, ax=axes[layer])
-    hiddens, inputs = scores[0].shape
-    _draw_strip(axes['inputs of fc1'], kept.inputs, inputs)
-    _draw_strip(axes['inputs of fc2'], kept.hiddens, hiddens)
-    _draw_strip(axes['outputs of fc1'], kept.hiddens, hiddens, upright=True)
+    columns = figure.subplots(1, len(scores), squeeze=False)[0]
+    for axes, (kind, values) in zip(columns, scores.items(), strict=True):
+        values = values.detach().double().cpu()
+        stays = torch.zeros(len(values), dtype=torch.bool)
+        stays[kept[kind].cpu() if kind in kept else slice(None)] = True
+        order = values.argsort(descending=True)
+        ranks = torch.arange(len(values))
+        for flag, colour, label in ((True, 'tab:blue', 'kept'), (False, '0.7', 'dropped')):
+            chosen = stays[order] == flag
+            size = 4 if len(values) > 64 else 20
+            axes.scatter(ranks[chosen], values[order][chosen], s=size, color=colour, label=label)
+        # The channels of all heads are ranked together.
+        title = KINDS[kind].removesuffix(' of a head')
+        axes.set_title(f'{title}: {int(stays.sum())} of {len(values)} kept')
+        axes.set_xlabel('rank')
+        axes.set_ylabel('score')
+        axes.legend()
     return figure
-
-
-def _reduce(scores: Tensor, largest: int = 256) -> Tensor:
-    """Means over blocks: a picture shows no more than that, and TensorBoard keeps every one."""
-    size = [min(number, largest) for number in scores.shape]
-    scores = scores.detach().float().cpu()
-    return torch.nn.functional.adaptive_avg_pool2d(scores[None], size)[0]
-
-
-def _draw_strip(axes: Axes, index: Tensor, number: int, upright: bool = False) -> None:
-    """Dark where one of ``number`` elements is in ``index``."""
-    mask = np.zeros(number, dtype=bool)
-    mask[index.cpu().numpy()] = True
-    axes.imshow(
-        mask[:, None] if upright else mask[None],
-        aspect='auto',
-        cmap='Greys',
-        vmin=0,
-        vmax=1,
-        interpolation='nearest',
-    )
-    axes.set_xticks([])
-    axes.set_yticks([])
-    text = f'{len(index)} of {number} kept'
-    if upright:
-        axes.set_ylabel(text, fontsize='small')
-    else:
-        axes.set_title(text, fontsize='small')
 
 
 def parts_figure(before: Complexity, after: Complexity) -> Figure:

@@ -7,18 +7,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from mcf_mm.analysis.complexity import (
-    build_model,
-    count_complexity,
-    pruning_arguments,
-    shrink_by_ratio,
-    tensor_arguments,
-)
+from mcf_mm.analysis.complexity import count_complexity, num_channels, tensor_arguments
 from mcf_mm.pruning import SlimLinear, find_ffns
 
 #: Passes of each network that are not timed; torch.compile works in the first.
@@ -83,41 +76,14 @@ def compare(
         ValueError: See :func:`measure_throughput`.
     """
     costs = {name: count_complexity(model, shape) for name, model in models.items()}
-    speeds = measure_throughput(models, (3, *shape), **arguments)
+    channels = num_channels(next(iter(models.values())))
+    speeds = measure_throughput(models, (channels, *shape), **arguments)
     return Comparison(
         {name: Speed(cost.params, cost.macs, speeds[name]) for name, cost in costs.items()}
     )
 
 
-def dense_and_pruned(first: Config, second: Config | None = None) -> dict[str, nn.Module]:
-    """Builds the two networks to compare; no weights are loaded, for they do not change the speed.
-
-    Args:
-        first: Config of the first network, built as it stands.
-        second: Config of the second; one with ``mcf_mm.MCFPruningHook`` stands for the network
-            that the hook leaves. Defaults to the first config, which must have the hook then.
-
-    Returns:
-        The networks by the names ``'A'`` and ``'B'``.
-
-    Raises:
-        ValueError: ``second`` is not given and ``first`` has no pruning hook.
-    """
-    arguments = pruning_arguments(second or first)
-    if second is None and not arguments:
-        raise ValueError(
-            'the config has no mcf_mm.MCFPruningHook in custom_hooks that would say what to '
-            'compare it with: name a second config'
-        )
-    models = {'A': build_model(first), 'B': build_model(second or first)}
-    if arguments:
-        models['B'] = shrink_by_ratio(models['B'], **arguments)
-    for model in models.values():
-        _scatter_inputs(model)
-    return models
-
-
-def _scatter_inputs(model: nn.Module) -> None:
+def scatter_inputs(model: nn.Module) -> None:
     """Lets the pruned FFNs read inputs all over the width, as pruning does.
 
     Built without weights they read the first C', which are next to each other in memory.
@@ -126,7 +92,7 @@ def _scatter_inputs(model: nn.Module) -> None:
     for ffn in find_ffns(model):
         if isinstance(ffn.fc1, SlimLinear):
             order = torch.randperm(ffn.width, generator=generator)
-            ffn.fc1.inputs.copy_(order[: ffn.sizes[0]].sort().values)
+            ffn.fc1.inputs.copy_(order[: ffn.sizes['inputs']].sort().values)
 
 
 # Not inference_mode(): Dynamo fails there on numbers of numpy, such as mmpretrain's drop rates.

@@ -24,6 +24,9 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
     detector would learn that there are objects in the grey. Grey, palette and CMYK files become
     three channels, as in mmcv.
 
+    Where the dataset says which size an image has, as those of mmdet do from the annotations, it
+    must be the size of the file: boxes on an image that was turned or resized are wrong.
+
     ``tools/train.py`` and ``tools/test.py`` take this class where a config has mmcv's, for mmdet
     and mmpretrain alike.
 
@@ -34,7 +37,8 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
 
     Raises:
         FileNotFoundError: There is no such file (MMEngine names it).
-        ValueError: The file is empty, truncated or no image.
+        ValueError: The file is empty, truncated or no image; or of another size than ``width`` and
+            ``height`` say.
 
     Example:
         >>> train_pipeline = [dict(type='mcf_mm.LoadImageFromFile', ignore_empty=True)]
@@ -55,9 +59,30 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
                 raise
             print_log(f'left out: {error}', logger='current', level=logging.WARNING)
             return None
+        self._check_size(path, img.shape[:2], (results.get('height'), results.get('width')))
         results['img'] = img.astype(np.float32) if self.to_float32 else img
         results['img_shape'] = results['ori_shape'] = img.shape[:2]
         return results
+
+    def _check_size(self, path: str, size: tuple, labelled: tuple) -> None:
+        if None in labelled or size == labelled:
+            return
+        if size == labelled[::-1]:
+            advice = (
+                'The file was turned, by its EXIF orientation or otherwise: save it upright '
+                'without EXIF (PIL.ImageOps.exif_transpose) and label it so, or set '
+                "color_type='color_ignore_orientation' if the boxes are those of the pixels as "
+                'stored'
+            )
+        else:
+            advice = (
+                'The image was resized after labelling: use the original, or scale width, height, '
+                'boxes and masks of its annotations'
+            )
+        raise ValueError(
+            f'{path}: the image is {size[1]} x {size[0]} pixels (width x height) and the '
+            f'annotations are for {labelled[1]} x {labelled[0]}. {advice}'
+        )
 
     def _decode(self, path: str) -> np.ndarray:
         if self.file_client_args is not None:  # deprecated, but mmcv takes it

@@ -5,13 +5,23 @@ from mcf_mm.engine.hooks import (
     ClassCountHook,
     EpochSeedHook,
     FiniteLossHook,
+    HoldZerosHook,
     MCFPruningHook,
+    PruningHook,
+    SameRunHook,
+    TeacherHook,
 )
+from mcf_mm.engine.teacher import Teacher
 
 __all__ = [
     'AtomicCheckpointHook',
     'ClassCountHook',
     'EpochSeedHook',
     'FiniteLossHook',
+    'HoldZerosHook',
     'MCFPruningHook',
+    'PruningHook',
+    'SameRunHook',
+    'Teacher',
+    'TeacherHook',
 ]

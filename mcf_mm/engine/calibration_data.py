@@ -1,7 +1,7 @@
 """Calibration images for a config: training images in the evaluation pipeline."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
-from mcf_mm.engine.bad_input import check_input
+from mcf_mm.engine.runner import check_input
+from mcf_mm.pruning import Observer, find_classifier
+from mcf_mm.pruning.structure import check_seed, check_whole
 
 
 def calibration_loader(cfg: Config, num_images: int, seed: int = 0) -> DataLoader:
@@ -30,10 +32,11 @@ def calibration_loader(cfg: Config, num_images: int, seed: int = 0) -> DataLoade
         seed: Chooses the images. Defaults to 0.
 
     Raises:
-        ValueError: The config has no ``train_dataloader`` or ``num_images`` is not positive.
+        ValueError: The config has no ``train_dataloader`` ``num_images`` is not positive, or
+            ``seed`` out of range.
     """
-    if num_images < 1:
-        raise ValueError(f'num_images must be at least 1, got {num_images}')
+    check_whole('num_images', num_images, 1)
+    check_seed(seed)
     if not cfg.get('train_dataloader'):
         raise ValueError(f'{cfg.filename} has no train_dataloader to take calibration images from')
     dataset_cfg = copy.deepcopy(cfg.train_dataloader.dataset)
@@ -80,12 +83,69 @@ def _set_pipeline(dataset_cfg: ConfigDict, pipeline: list) -> None:
 
 
 def tensor_forward(model: nn.Module) -> Callable[[Any], Any]:
-    """Runs an OpenMMLab model on a batch of its data loader, up to the raw outputs."""
+    """Run an OpenMMLab model on a batch of its data loader, up to the raw outputs.
+
+    In a detector on a plain ViT the patches that are only padding, and the class token that nobody
+    reads, are told to the observers: they count nowhere.
+    """
+    backbone = getattr(model, 'backbone', None)
+    tells = _is_plain_vit(backbone)
+    if tells:
+        backbone.counted_tokens = None
 
     def forward(batch: dict) -> Any:
-        return model(**model.data_preprocessor(batch, False), mode='tensor')
+        data = model.data_preprocessor(batch, False)
+        if tells:
+            backbone.counted_tokens = _counted_tokens(backbone, data)
+        return model(**data, mode='tensor')
 
     return forward
+
+
+def forward_and_loss(
+    model: nn.Module, observers: Sequence[Observer]
+) -> tuple[Callable[[Any], Any], Callable[[Any, Any], torch.Tensor] | None]:
+    """How to run a model for some observers, and the loss that their gradients are of.
+
+    That is the model's own loss where gradients are needed and there is no classifier to predict
+    classes: a detector's, for which the calibration images need their labels.
+
+    Returns:
+        ``forward`` and ``loss`` of :func:`mcf_mm.pruning.calibrate`.
+    """
+    gradients = any(observer.needs_gradients for observer in observers)
+    if not gradients or find_classifier(model) is not None:
+        return tensor_forward(model), None
+
+    def forward(batch: dict) -> dict:
+        return model(**model.data_preprocessor(batch, False), mode='loss')
+
+    def loss(batch: dict, losses: dict) -> torch.Tensor:
+        return model.parse_losses(losses)[0] * len(batch['inputs'])
+
+    return forward, loss
+
+
+def _is_plain_vit(backbone: nn.Module | None) -> bool:
+    """Whether it gives maps of its patches; YOLOS tells its own tokens."""
+    return getattr(backbone, 'out_type', None) == 'featmap' and hasattr(backbone, 'cls_token')
+
+
+def _counted_tokens(backbone: nn.Module, data: dict) -> torch.Tensor | None:
+    """Which tokens of a batch count, bool ``(B, N)``; None where images do not say their size."""
+    samples = data.get('data_samples')
+    if not isinstance(samples, list) or not all('img_shape' in sample for sample in samples):
+        return None
+    inputs = data['inputs']
+    patch = backbone.patch_embed.projection.kernel_size
+    # As mmpretrain's patch embedding does, which completes the last patch with zeros.
+    rows, columns = (-(-side // size) for side, size in zip(inputs.shape[-2:], patch, strict=True))
+    counted = torch.zeros(len(inputs), rows, columns, dtype=torch.bool, device=inputs.device)
+    for image, sample in zip(counted, samples, strict=True):
+        height, width = sample.img_shape[:2]
+        image[: -(-height // patch[0]), : -(-width // patch[1])] = True
+    extra = counted.new_zeros(len(inputs), backbone.num_extra_tokens)
+    return torch.cat((extra, counted.flatten(1)), 1)
 
 
 def image_names(batch: dict) -> list[str]:

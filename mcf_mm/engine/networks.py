@@ -1,13 +1,105 @@
-"""The networks that a run holds: the model, inside its wrapper or not, and its averages."""
+"""Networks of a config and of a run: built, wrapped or not, their averages, cut alike."""
 
+import copy
 import gc
 from collections.abc import Callable
 
+from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
+
+from mcf_mm.analysis.complexity import masked, resized
+from mcf_mm.analysis.throughput import scatter_inputs
+from mcf_mm.models.widths import check_widths
+from mcf_mm.pruning import uniform
+from mcf_mm.pruning.prune import require_units, resolve_policy
+from mcf_mm.registry import HOOKS, MODELS, split_type
+from mcf_mm.weights.slim_config import PRUNING_HOOKS
+
+
+def build_model(config: Config) -> nn.Module:
+    """Build the network of a config of mmpretrain or mmdet, without loading weights.
+
+    Raises:
+        ValueError: The config has no model, or see :func:`mcf_mm.models.widths.check_widths`.
+    """
+    if not config.get('model'):
+        raise ValueError(f'{config.filename or "the config"} has no model')
+    # For this one call only: a notebook may go on with a config of another library.
+    model = copy.deepcopy(config.model)
+    # As the Runner does: mmpretrain's bases have the preprocessor beside the model.
+    if config.get('data_preprocessor'):
+        # A copy: models change it, and the config of a run is noted in its checkpoints.
+        model.setdefault('data_preprocessor', copy.deepcopy(config.data_preprocessor))
+    with DefaultScope.overwrite_default_scope(config.get('default_scope')):
+        network = MODELS.build(model)
+    check_widths(network, config.model)
+    return network
+
+
+def pruned_network(config: Config, model: nn.Module, ratio: float | None = None):
+    """The network that the pruning hook of a config will leave; its weights mean nothing.
+
+    Args:
+        config: Config with a pruning hook, or without one where ``ratio`` is given.
+        model: Its dense network, which stays as it is.
+        ratio: Share of inputs and hidden units to drop, instead of what the hook says.
+
+    Returns:
+        The network, None without hook and ratio. Where MCF ends with masks (``last_step='crs'``)
+        its parameters count that are not zero: see :func:`mcf_mm.analysis.complexity.masked`.
+
+    Raises:
+        ValueError: An argument of the hook is out of range or does not fit the network.
+    """
+    if ratio is not None:
+        return resized(model, uniform(require_units(model), ratio))
+    for hook in config.get('custom_hooks') or []:
+        if split_type(hook['type'])[1] in PRUNING_HOOKS:
+            # Built, because the class alone knows its defaults and checks its arguments.
+            scope, name = split_type(hook['type'])
+            pruning = HOOKS.build(dict(hook, type=f'mcf_mm.{name}')).pruning
+            units = require_units(model)
+            policy = resolve_policy(units, pruning.ratios, pruning.sizes, pruning.multiple)
+            last_step = getattr(pruning, 'last_step', 'x_transformation')
+            if last_step == 'x_transformation':
+                return resized(model, policy)
+            if last_step == 'crs':
+                return masked(model, policy)
+            return copy.deepcopy(model)  # zeros of FIS cost as much as other numbers
+    return None
+
+
+def dense_and_pruned(first: Config, second: Config | None = None) -> dict[str, nn.Module]:
+    """Builds the two networks to compare; no weights are loaded, for they do not change the speed.
+
+    Args:
+        first: Config of the first network, built as it stands.
+        second: Config of the second; one with ``mcf_mm.MCFPruningHook`` stands for the network
+            that the hook leaves. Defaults to the first config, which must have the hook then.
+
+    Returns:
+        The networks by the names ``'A'`` and ``'B'``.
+
+    Raises:
+        ValueError: ``second`` is not given and ``first`` has no pruning hook.
+    """
+    models = {'A': build_model(first), 'B': build_model(second or first)}
+    pruned = pruned_network(second or first, models['B'])
+    if second is None and pruned is None:
+        raise ValueError(
+            'the config has no mcf_mm.MCFPruningHook in custom_hooks that would say what to '
+            'compare it with: name a second config'
+        )
+    if pruned is not None:
+        models['B'] = pruned
+    for model in models.values():
+        scatter_inputs(model)
+    return models
 
 
 def unwrapped(runner: Runner) -> nn.Module:
@@ -21,7 +113,7 @@ def averages(runner: Runner) -> list[nn.Module]:
 
 
 def cut_networks(runner: Runner, cut: Callable[[nn.Module, Optimizer | None], None]) -> None:
-    """Does surgery on the model with the optimizer's state, and on its averages.
+    """Do surgery on the model with the optimizer's state, and on its averages.
 
     Args:
         runner: The run.

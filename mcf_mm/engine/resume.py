@@ -2,12 +2,18 @@
 
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mcf_mm.engine.config import hook_types
+from mcf_mm.registry import split_type
+
+#: MMEngine's own, by scope and name.
+CHECKPOINT_HOOKS = (('', 'CheckpointHook'), ('mmengine', 'CheckpointHook'))
 
 
 def make_resumable(cfg: Config) -> None:
@@ -16,14 +22,45 @@ def make_resumable(cfg: Config) -> None:
     Args:
         cfg: Config of a training run, changed in place.
     """
-    if 'EpochSeedHook' not in hook_types(cfg):
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mcf_mm.EpochSeedHook')]
+    for name in ('EpochSeedHook', 'SameRunHook'):
+        if name not in hook_types(cfg):
+            cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=f'mcf_mm.{name}')]
     hooks = cfg.get('default_hooks') or {}
     # MMEngine adds a CheckpointHook where a config does not speak of one.
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
-    if checkpoint and checkpoint['type'] in ('CheckpointHook', 'mmengine.CheckpointHook'):
+    if checkpoint and split_type(checkpoint['type']) in CHECKPOINT_HOOKS:
         hooks['checkpoint'] = dict(checkpoint, type='mcf_mm.AtomicCheckpointHook')
     cfg.default_hooks = hooks
+
+
+def resume_limits(cfg: Config) -> list[str]:
+    """Why a run that was killed would not go on to the weights that it would have had.
+
+    Args:
+        cfg: Config of a training run.
+
+    Returns:
+        One phrase for each reason, empty where ``--resume`` ends with the same weights.
+    """
+    limits = []
+    loop = cfg.get('train_cfg') or {}
+    if (
+        not loop.get('by_epoch', True)
+        or split_type(loop.get('type', ''))[1] == 'IterBasedTrainLoop'
+    ):
+        limits.append(
+            'it counts in iterations, and random draws (augmentation, dropout, drop path) are '
+            'seeded by epoch'
+        )
+    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if not checkpoint.get('by_epoch', True) and not limits:
+        limits.append(
+            'its checkpoints are by iteration (by_epoch=False), and a run can '
+            'go on from the end of an epoch alone'
+        )
+    if (cfg.get('randomness') or {}).get('seed') is None:
+        limits.append('randomness has no seed')
+    return limits
 
 
 def resume(cfg: Config, checkpoint: str | None = None) -> None:
@@ -99,3 +136,53 @@ def is_whole(path: Path) -> bool:
             return archive.testzip() is None
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+def plain_settings(**settings: Any) -> dict[str, Any]:
+    """Settings of a hook as plain values, which a checkpoint can hold and compare."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(part) for part in value]
+        if value is None or isinstance(value, str | int | float | bool):
+            return value
+        if isinstance(value, Path):
+            return str(value)
+        return getattr(value, '__qualname__', type(value).__qualname__)
+
+    return {name: plain(value) for name, value in settings.items()}
+
+
+def check_settings(hook: str, settings: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
+    """Check that a checkpoint to resume from is one of a run with the same settings.
+
+    Args:
+        hook: Class of the hook.
+        settings: Its settings, see :func:`plain_settings`.
+        state: What the hook put into the checkpoint; None for nothing.
+
+    Raises:
+        ValueError: It is not; the message names the settings that differ.
+    """
+    advice = 'resume with the settings of that run, or start anew with load_from and resume=False'
+    if state is None:
+        raise ValueError(
+            f'the checkpoint to resume from is not of a run with {hook} of this version: {advice}'
+        )
+    if state['hook'] != hook:
+        raise ValueError(
+            f'the checkpoint to resume from is of a run with {state["hook"]}: {advice}'
+        )
+    told = [
+        f'{name} is {settings.get(name)!r} here and {state["settings"].get(name)!r} there'
+        for name in {**settings, **state['settings']}
+        if settings.get(name) != state['settings'].get(name)
+    ]
+    if told:
+        of = '' if hook == 'run' else f' of {hook}'
+        raise ValueError(
+            f'the checkpoint to resume from is of a run{of} with other settings: '
+            f'{"; ".join(told)}: {advice}'
+        )

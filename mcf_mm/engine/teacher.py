@@ -35,15 +35,22 @@ class Teacher:
     def __init__(
         self, model: nn.Module, logits: float = 1.0, blocks: float = 0.0, temperature: float = 1.0
     ):
+        self.check_model(model, logits, blocks, temperature)
+        self.model = model.requires_grad_(False)
+        self.model.train(False)
+        self.logits, self.blocks, self.temperature = logits, blocks, temperature
+
+    @staticmethod
+    def check_model(
+        model: nn.Module, logits: float = 1.0, blocks: float = 0.0, temperature: float = 1.0
+    ) -> None:
+        """Check the arguments against a network."""
         check_teacher(logits, blocks, temperature)
         if logits and find_classifier(model) is None:
             raise ValueError(
                 f'teacher: logits is {logits}, but {type(model).__name__} has no classifier; set '
                 'logits=0 and blocks=1'
             )
-        self.model = model.requires_grad_(False)
-        self.model.train(False)
-        self.logits, self.blocks, self.temperature = logits, blocks, temperature
 
     def attach(self, student: nn.Module) -> None:
         """Makes ``student.loss`` add the losses from now on; its state dict stays as it is."""
@@ -111,9 +118,9 @@ class Teacher:
 def check_teacher(logits: float = 1.0, blocks: float = 0.0, temperature: float = 1.0) -> None:
     """Raises a ValueError that names the first argument out of its range."""
     for name, value in (('logits', logits), ('blocks', blocks)):
-        if value < 0:
+        if not 0 <= value < float('inf'):
             raise ValueError(f'teacher: {name} is a weight and must not be negative, got {value}')
     if not logits and not blocks:
         raise ValueError('teacher: logits and blocks are both 0, one must be positive')
-    if temperature <= 0:
+    if not 0 < temperature < float('inf'):
         raise ValueError(f'teacher: temperature must be positive, got {temperature}')

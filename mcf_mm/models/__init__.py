@@ -3,6 +3,7 @@
 from mcf_mm.models.backbones import (
     SlimDistilledVisionTransformer,
     SlimSwinTransformer,
+    SlimT2T_ViT,
     SlimVisionTransformer,
     YOLOSVisionTransformer,
 )
@@ -16,6 +17,7 @@ __all__ = [
     'SimpleFeaturePyramid',
     'SlimDistilledVisionTransformer',
     'SlimSwinTransformer',
+    'SlimT2T_ViT',
     'SlimVisionTransformer',
     'YOLOSHead',
     'YOLOSVisionTransformer',

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from mcf_mm.models.ffn_sizes import SlimFFNs
+from mcf_mm.models.slim import SlimUnits
 
 
 def check_widths(model: nn.Module, config: Mapping) -> None:
-    """Refuses a network whose neck or head was made for another backbone.
+    """Refuse a network whose neck or head was made for another backbone.
 
     Without it, torch would say so at the first image, naming neither. Only the backbone knows its
     widths and only the config has ``in_channels`` of every neck, so both are looked at.
@@ -22,7 +22,7 @@ def check_widths(model: nn.Module, config: Mapping) -> None:
             widths of the backbone.
     """
     backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, SlimFFNs):
+    if not isinstance(backbone, SlimUnits):
         return
     widths = backbone.out_channels
     necks = config.get('neck') or []

@@ -1,41 +1,68 @@
-"""The method, in torch alone: calibrate -> structure -> surgery.
+"""The method, in torch alone.
 
-Data flow of :func:`prune`: images -> :func:`calibrate` (activations of every FFN)
--> :func:`sparsify` (importance by FIS or a baseline, then CRS: a mask for each layer)
--> :func:`x_transformation` (a :class:`Structure`: which inputs and hidden units stay)
--> :func:`compensate` (optional: fold what is dropped into what stays)
--> :func:`prune_ffns` (parameters shrink in place).
+    units     = find_units(model)
+    seen      = calibrate(model, batches, criterion.observers(units, sizes))
+    sizes     = uniform(units, ratios) | threshold(...) | within_budget(...) | a JSON file
+    structure = criterion.select(units, sizes, seen)
+    compensate(units, structure, seen); cut(model, structure, optimizer)
+
+:func:`prune` is these lines. Units have kinds of elements; a criterion scores elements; a policy
+says how many stay; surgery does it.
 """
 
-from mcf_mm.pruning.calibration import Calibration, CalibrationError, calibrate
+from mcf_mm.pruning.calibration import Seen, calibrate
 from mcf_mm.pruning.compensation import compensate
-from mcf_mm.pruning.fis import band_limit, count_outside, guided_rows
-from mcf_mm.pruning.oneshot import prune, sparsify
-from mcf_mm.pruning.regular import SparseFFN, regular_sparsity, x_transformation
-from mcf_mm.pruning.slim import SlimLinear
-from mcf_mm.pruning.structure import Kept, Structure, kept_size
-from mcf_mm.pruning.surgery import prune_ffns
-from mcf_mm.pruning.targets import FFN, find_classifier, find_ffns
+from mcf_mm.pruning.costs import Costs, measure_costs
+from mcf_mm.pruning.criteria import MCF, Criterion, build_criterion
+from mcf_mm.pruning.find import find_classifier, find_ffns, find_units
+from mcf_mm.pruning.gates import Gates, mask
+from mcf_mm.pruning.layers import SlimLinear
+from mcf_mm.pruning.observers import (
+    ActivationObserver,
+    AttentionObserver,
+    CalibrationError,
+    GradientObserver,
+    Observer,
+)
+from mcf_mm.pruning.policy import read_policy, threshold, uniform, within_budget
+from mcf_mm.pruning.prune import prune
+from mcf_mm.pruning.structure import Sizes, Structure, kept_size
+from mcf_mm.pruning.surgery import cut, resize
+from mcf_mm.pruning.units import FFN, Attention, Axis, Unit, Units
 
 __all__ = [
     'FFN',
-    'Calibration',
+    'MCF',
+    'ActivationObserver',
+    'Attention',
+    'AttentionObserver',
+    'Axis',
     'CalibrationError',
-    'Kept',
+    'Costs',
+    'Criterion',
+    'Gates',
+    'GradientObserver',
+    'Observer',
+    'Seen',
+    'Sizes',
     'SlimLinear',
-    'SparseFFN',
     'Structure',
-    'band_limit',
+    'Unit',
+    'Units',
+    'build_criterion',
     'calibrate',
     'compensate',
-    'count_outside',
+    'cut',
     'find_classifier',
     'find_ffns',
-    'guided_rows',
+    'find_units',
     'kept_size',
+    'mask',
+    'measure_costs',
     'prune',
-    'prune_ffns',
-    'regular_sparsity',
-    'sparsify',
-    'x_transformation',
+    'read_policy',
+    'resize',
+    'threshold',
+    'uniform',
+    'within_budget',
 ]

@@ -1,69 +1,131 @@
 """Folds what the dropped elements carried into the weights that stay (ours, beyond the paper)."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
-from mcf_mm.pruning.calibration import Activations, Calibration
-from mcf_mm.pruning.structure import Structure
-from mcf_mm.pruning.targets import find_ffns
+from mcf_mm.pruning.calibration import Seen
+from mcf_mm.pruning.observers import ActivationObserver, Activations, Observer
+from mcf_mm.pruning.structure import Sizes, Structure
+from mcf_mm.pruning.units import Attention, Unit
 
 COMPENSATIONS = ('none', 'mean', 'least_squares')
 #: Ridge term, as a share of the mean variance of the kept elements.
 RIDGE = 1e-3
 
 
-def compensate(
-    model: nn.Module, structure: Structure, calibration: Calibration, kind: str = 'none'
-) -> None:
-    """Changes weights and biases of the FFNs in place, before surgery drops what is not kept.
+def compensation_observers(units: Iterable[Unit], kind: str) -> list[Observer]:
+    """What calibration is to gather for :func:`compensate`."""
+    if kind == 'none':
+        return []
+    return [
+        ActivationObserver(unit, place, covariance=kind == 'least_squares')
+        for unit in units
+        for place, _ in unit.consumers()
+    ]
+
+
+def compensate(units: Iterable[Unit], structure: Structure, seen: Seen, kind: str = 'none') -> None:
+    """Change weights and biases in place, before surgery drops what is not kept.
 
     ``'mean'`` replaces each dropped element by its mean. ``'least_squares'`` predicts the dropped
-    elements from the kept ones by ridge regression, in closed form from the covariances.
+    elements from the kept ones by ridge regression, in closed form from the covariances. Dropped
+    q/k channels cannot be made up for in this way: they are read by each other.
 
     Args:
-        model: Network that ``calibration`` saw, not yet cut.
+        units: Units of the network, not yet cut; perhaps of another one (an average).
         structure: What will be kept.
-        calibration: Statistics of the dense network; with covariances for ``'least_squares'``.
+        seen: Statistics of the dense network; with covariances for ``'least_squares'``.
         kind: ``'none'`` (the paper), ``'mean'`` or ``'least_squares'``. Defaults to ``'none'``.
 
     Raises:
-        ValueError: ``kind`` is none of these, or a layer has no bias to fold into.
+        ValueError: ``kind`` is none of these, a layer has no bias to fold into, or the result is
+            not finite. Nothing is changed then.
     """
     check_compensation(kind)
     if kind == 'none':
         return
-    for ffn in find_ffns(model):
-        if ffn.name in structure:
-            kept = structure[ffn.name]
-            _fold(ffn.fc1, kept.inputs, calibration.inputs[ffn.name], kind, ffn.name)
-            _fold(ffn.fc2, kept.hiddens, calibration.hiddens[ffn.name], kind, ffn.name)
+    units = [unit for unit in units if unit.name in structure]
+    structure = Structure({unit.name: unit.complete(structure[unit.name]) for unit in units})
+    check_biases(units, structure.sizes, kind)
+    folded = []
+    for unit in units:
+        for place, linear in unit.consumers():
+            kept = _read(unit, place, structure)
+            if kept is not None:
+                new = _fold(linear, kept, seen[unit, place], kind, unit.name)
+                folded.append((linear, *new))
+    for linear, weight, bias in folded:
+        linear.weight.data.copy_(weight)
+        if bias is not None:
+            linear.bias.data.copy_(bias)
 
 
 def check_compensation(kind: str) -> None:
-    """Raises a ValueError unless ``kind`` is one of ``COMPENSATIONS``."""
+    """Raise a ValueError unless ``kind`` is one of ``COMPENSATIONS``."""
     if kind not in COMPENSATIONS:
         raise ValueError(f'compensation must be one of {COMPENSATIONS}, got {kind!r}')
 
 
+def check_biases(units: Iterable[Unit], sizes: Sizes, kind: str) -> None:
+    """Check that layers which lose inputs have a bias to fold into.
+
+    Args:
+        units: Units of the network.
+        sizes: How many elements are kept.
+        kind: Of compensation.
+
+    Raises:
+        ValueError: One has none.
+    """
+    if kind == 'none':
+        return
+    for unit in units:
+        lost = {k for k, size in sizes.get(unit.name, {}).items() if size < unit.sizes[k]}
+        for place, linear in unit.consumers():
+            loses = place in lost or (place == 'v' and 'heads' in lost)
+            if loses and linear.bias is None:
+                raise ValueError(
+                    f"{unit.name} has a layer without bias: use compensation='none', got {kind!r}"
+                )
+
+
+def _read(unit: Unit, place: str, structure: Structure) -> Tensor | None:
+    """Which elements at ``place`` are still read; None when all are."""
+    kept = structure[unit.name]
+    if not isinstance(unit, Attention):
+        return kept.get(place)
+    channels = unit.sizes['v']
+    heads = kept['heads']
+    of_heads = (heads[:, None] * channels + torch.arange(channels).to(heads)).flatten()
+    return kept.get('v', of_heads)
+
+
 @torch.no_grad()
-def _fold(linear: nn.Linear, kept: Tensor, activations: Activations, kind: str, name: str) -> None:
+def _fold(
+    linear: nn.Linear, kept: Tensor, activations: Activations, kind: str, name: str
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias that make up for what is not kept."""
     weight = linear.weight.data.double()
     kept = kept.to(weight.device)
     dropped = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     dropped[kept] = False
     dropped = dropped.nonzero().squeeze(1)
     if len(dropped) == 0:
-        return
-    if linear.bias is None:
-        raise ValueError(f"{name} has a layer without bias: use compensation='none'")
+        return linear.weight.data, None
     mean = activations.mean.double()
     constant = mean[dropped]
+    new_weight = linear.weight.data.clone()
     if kind == 'least_squares':
         covariance = activations.covariance
         own = covariance[kept][:, kept]
         own.diagonal().add_(RIDGE * own.diagonal().mean() + 1e-12)
         # dropped ~ mean + slope^T (kept - mean)
         slope = torch.linalg.solve(own, covariance[kept][:, dropped])
-        linear.weight.data[:, kept] += (weight[:, dropped] @ slope.T).to(linear.weight)
+        new_weight[:, kept] += (weight[:, dropped] @ slope.T).to(new_weight)
         constant = constant - slope.T @ mean[kept]
-    linear.bias.data += (weight[:, dropped] @ constant).to(linear.bias)
+    new_bias = linear.bias.data + (weight[:, dropped] @ constant).to(linear.bias)
+    if not (new_weight.isfinite().all() and new_bias.isfinite().all()):
+        raise ValueError(f'compensation={kind!r} gave weights of {name} that are not finite')
+    return new_weight, new_bias

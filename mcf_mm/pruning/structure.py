@@ -1,12 +1,18 @@
-"""What pruning keeps: for each FFN the inputs and the hidden units."""
+"""How much is kept (sizes) and what (a structure), of each kind of each unit."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+#: How many elements of each kind a unit keeps, ``{unit: {kind: n}}``; of ``qk`` and ``v`` in each
+#: head.
+Sizes = Mapping[str, Mapping[str, int]]
+
+#: Names of kinds in files of mcf_mm 0.1.
+_OLD_KINDS = {'hiddens': 'hidden'}
 
 
 def kept_size(size: int, ratio: float, multiple: int = 1) -> int:
@@ -19,12 +25,10 @@ def kept_size(size: int, ratio: float, multiple: int = 1) -> int:
             compute faster (ours). Nothing is rounded at ratio 0. Defaults to 1, the paper.
 
     Raises:
-        ValueError: ``ratio`` is not in [0, 1) or ``multiple`` is below 1.
+        ValueError: ``ratio`` is no number in [0, 1) or ``multiple`` no whole number from 1 on.
     """
-    if not 0 <= ratio < 1:
-        raise ValueError(f'a pruning ratio must be in [0, 1), got {ratio}')
-    if multiple < 1:
-        raise ValueError(f'multiple must be at least 1, got {multiple}')
+    check_ratio('a pruning ratio', ratio)
+    check_whole('multiple', multiple, 1)
     # The small term keeps 10 * (1 - 0.9) at 1 where floating point says 0.9999999999999998.
     kept = max(1, math.floor(size * (1 - ratio) + 1e-9))
     if multiple == 1 or ratio == 0:
@@ -32,46 +36,50 @@ def kept_size(size: int, ratio: float, multiple: int = 1) -> int:
     return min(size, max(1, round(kept / multiple)) * multiple)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Ascending indices of what one FFN keeps.
-
-    Attributes:
-        inputs: Inputs of fc1, ``(C',)``, int64.
-        hiddens: Hidden units, ``(H',)``, int64.
-    """
-
-    inputs: Tensor
-    hiddens: Tensor
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """(C', H')."""
-        return len(self.inputs), len(self.hiddens)
+def check_ratio(argument: str, ratio: float) -> None:
+    """Raise a ValueError that names ``argument`` unless it is a number in [0, 1)."""
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+        raise ValueError(f'{argument} must be a number in [0, 1), got {ratio!r}')
 
 
-class Structure(Mapping[str, Kept]):
-    """Maps the name of each pruned FFN to what it keeps.
+def check_whole(argument: str, value: int, least: int = 0) -> None:
+    """Raise a ValueError that names ``argument`` unless it is a whole number, ``least`` or more."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f'{argument} must be a whole number, got {value!r}')
+    if value < least:
+        raise ValueError(f'{argument} must be at least {least}, got {value}')
+
+
+def check_seed(seed: int) -> None:
+    """Raise a ValueError unless ``seed`` is one that every random generator takes."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f'seed must be a whole number from 0 to 2**32 - 1, got {seed!r}')
+
+
+class Structure(Mapping[str, Mapping[str, Tensor]]):
+    """What each unit keeps: ascending indices, ``{unit: {kind: indices}}``.
+
+    Kinds that are not named keep all. An entry of an attention names its ``heads``; its ``qk`` and
+    ``v`` are numbered through all heads of the network before the cut.
 
     Args:
-        kept: :class:`Kept` by FFN name, in the order of the forward pass.
+        kept: Indices by unit and kind.
 
     Raises:
-        ValueError: Indices are not ascending, or none is kept.
+        ValueError: Indices are not ascending, or there is none.
     """
 
-    def __init__(self, kept: Mapping[str, Kept]):
-        self._kept = dict(kept)
-        for name, part in self._kept.items():
-            for kind in ('inputs', 'hiddens'):
-                index = getattr(part, kind)
+    def __init__(self, kept: Mapping[str, Mapping[str, Tensor]]):
+        self._kept = {name: dict(kinds) for name, kinds in kept.items()}
+        for name, kinds in self._kept.items():
+            for kind, index in kinds.items():
                 if len(index) == 0 or index[0] < 0 or bool((index.diff() <= 0).any()):
                     raise ValueError(
                         f'{name}.{kind} must be ascending indices, at least one, '
                         f'got {index.tolist()[:8]}'
                     )
 
-    def __getitem__(self, name: str) -> Kept:
+    def __getitem__(self, name: str) -> Mapping[str, Tensor]:
         return self._kept[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -81,25 +89,33 @@ class Structure(Mapping[str, Kept]):
         return len(self._kept)
 
     @property
-    def sizes(self) -> dict[str, tuple[int, int]]:
-        """(C', H') by FFN name."""
-        return {name: kept.sizes for name, kept in self.items()}
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """How many are kept, ``{unit: {kind: n}}``; of ``qk`` and ``v`` in each head."""
+        return {
+            name: {
+                kind: len(index) // (len(kinds['heads']) if kind in ('qk', 'v') else 1)
+                for kind, index in kinds.items()
+            }
+            for name, kinds in self.items()
+        }
 
     def to_json(self) -> str:
-        """One JSON object ``{name: {"inputs": [...], "hiddens": [...]}}``."""
+        """One JSON object ``{unit: {kind: [index, ...]}}``."""
         return json.dumps(
             {
-                name: {'inputs': kept.inputs.tolist(), 'hiddens': kept.hiddens.tolist()}
-                for name, kept in self.items()
+                name: {kind: index.tolist() for kind, index in kinds.items()}
+                for name, kinds in self.items()
             }
         )
 
     @classmethod
     def from_json(cls, text: str) -> 'Structure':
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`; reads what mcf_mm 0.1 wrote, too."""
         return cls(
             {
-                name: Kept(torch.tensor(kept['inputs']), torch.tensor(kept['hiddens']))
-                for name, kept in json.loads(text).items()
+                name: {
+                    _OLD_KINDS.get(kind, kind): torch.tensor(index) for kind, index in kinds.items()
+                }
+                for name, kinds in json.loads(text).items()
             }
         )

@@ -1,77 +1,80 @@
 """Makes a network small in place: every ``nn.Parameter`` stays the same object."""
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from mcf_mm.pruning.slim import AlignedLinear, RowSparseLinear, SlimLinear
+from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.structure import Structure
-from mcf_mm.pruning.targets import FFN, find_ffns
+from mcf_mm.pruning.units import FFN, Attention, Unit
 
 
-def prune_ffns(
+def cut(
     model: nn.Module, structure: Structure, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Cuts the FFNs of ``model`` down to ``structure``.
+    """Cut the units of ``model`` down to ``structure``.
 
-    fc1 becomes H' x C' and gathers its inputs, fc2 becomes C x H', b1 loses the dropped units and
-    b2 stays (section 3.4, figure 3). Parameters shrink in place and the optimizer's moments with
-    them, so parameter groups, schedulers and whatever else holds the parameters stay valid.
+    Parameters shrink in place and the optimizer's state with them, so parameter groups, schedulers
+    and whatever else holds the parameters stay valid. fc1 gathers the inputs that it keeps, fc2's
+    bias stays (section 3.4 and figure 3 of the MCF paper); an attention loses whole heads, or
+    channels of each head.
 
     Args:
-        model: The network, dense in every FFN that ``structure`` names.
-        structure: What is kept.
+        model: The network.
+        structure: What is kept, numbered as the network is now.
         optimizer: Optimizer whose state is to shrink along. Defaults to None.
 
     Raises:
-        ValueError: ``structure`` names an FFN that ``model`` lacks, or does not fit its size.
+        ValueError: ``structure`` names a unit or an element that ``model`` lacks, or the state of
+            the optimizer cannot be cut. Nothing is changed then.
     """
-    ffns = {ffn.name: ffn for ffn in find_ffns(model)}
-    for name, kept in structure.items():
-        if name not in ffns:
-            raise ValueError(f'the model has no FFN {name!r}; it has {list(ffns)}')
-        ffn = ffns[name]
-        largest = (int(kept.inputs.max()) + 1, int(kept.hiddens.max()) + 1)
-        if largest[0] > ffn.sizes[0] or largest[1] > ffn.sizes[1]:
-            raise ValueError(
-                f'{name} has {ffn.sizes[0]} inputs and {ffn.sizes[1]} hidden units; the structure '
-                f'keeps up to input {largest[0] - 1} and unit {largest[1] - 1}'
-            )
-    for name, kept in structure.items():
-        ffn = ffns[name]
-        device = ffn.fc1.weight.device
-        inputs, hiddens = kept.inputs.to(device), kept.hiddens.to(device)
-        shrink(ffn.fc1.weight, (hiddens, inputs), optimizer)
-        shrink(ffn.fc1.bias, (hiddens,), optimizer)
-        shrink(ffn.fc2.weight, (None, hiddens), optimizer)
-        _describe(ffn, inputs)
+    units = find_units(model).by_name
+    work = []
+    for name, kinds in structure.items():
+        if name not in units:
+            raise ValueError(f'the model has no unit {name!r}; it has {list(units)}')
+        kept = units[name].complete(kinds)
+        keeps = units[name].keeps(kept)
+        for path, indices in keeps.items():
+            check_state(units[name].parameter(path), indices, optimizer, f'{name}.{path}')
+        if isinstance(units[name], Attention):
+            _check_class(units[name])
+        work.append((units[name], kept, keeps))
+    for unit, kept, keeps in work:
+        if isinstance(unit, Attention):
+            unit.layout.adopt(unit.module)
+        for path, indices in keeps.items():
+            shrink(unit.parameter(path), indices, optimizer)
+        unit.describe(kept)
 
 
-def compact_rows(
-    model: nn.Module,
-    masks: Mapping[str, tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer | None = None,
-) -> None:
-    """Drops the zeros of every row: CRS without X-Transformation (section 3.3, figure 2b).
-
-    Parameters and the optimizer's moments shrink in place, as in :func:`prune_ffns`.
-
-    Args:
-        model: The network, dense in every FFN of ``masks``.
-        masks: What CRS keeps of W1, bool ``(H, C)``, and of W2, bool ``(C, H)``, by FFN name;
-            equally many in every row.
-        optimizer: Optimizer whose state is to shrink along. Defaults to None.
-    """
-    for ffn in find_ffns(model):
-        for path, mask in zip((ffn.fc1_path, ffn.fc2_path), masks.get(ffn.name, ()), strict=False):
-            linear = ffn.module.get_submodule(path)
-            rows, channels = mask.shape
-            # argsort of a mask: the kept indices of each row, ascending.
-            order = mask.int().argsort(dim=1, descending=True, stable=True)
-            inputs = order[:, : int(mask[0].sum())].to(linear.weight.device)
-            _cut(linear.weight, lambda tensor, index=inputs: tensor.gather(1, index), optimizer)
-            ffn.replace(path, RowSparseLinear.from_linear(linear, inputs, channels))
+def _check_class(unit: Attention) -> None:
+    """Refuse an attention that does not compute what the class that replaces it computes."""
+    module, layout = unit.module, unit.layout
+    if isinstance(module, layout):
+        return  # replaced before
+    layer = getattr(module, layout.qkv_names[0])
+    tokens = getattr(module, 'relative_position_index', torch.empty(5, 0)).shape[0]
+    x = torch.linspace(-1, 1, tokens * layer.in_features, dtype=torch.double)
+    x = x.sin().view(1, tokens, -1).to(layer.weight)
+    modes = [part for part in module.modules() if part.training]
+    module.train(False)
+    adopted = copy.copy(module)  # of the same parts
+    with torch.no_grad():
+        before = module(x)
+        layout.adopt(adopted)
+        after = adopted(x)
+    for part in modes:
+        part.training = True
+    before, after = (y[0] if isinstance(y, tuple) else y for y in (before, after))
+    tolerance = 1e-4 if x.dtype in (torch.float32, torch.float64) else 5e-2
+    if not torch.allclose(before, after, atol=tolerance * float(before.abs().max()), rtol=0):
+        raise ValueError(
+            f'{unit.name} ({type(module).__name__}) does not compute plain attention: its heads, '
+            'qk and v cannot be pruned'
+        )
 
 
 def shrink(
@@ -79,105 +82,133 @@ def shrink(
     kept: tuple[Tensor | None, ...],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Keeps some entries of ``parameter``, its gradient and optimizer states of its shape.
+    """Keep some entries of ``parameter``, of its gradient and of its optimizer state.
 
     Args:
         parameter: Changed in place; None (a layer without bias) is passed over.
         kept: Indices for each leading dimension, None for all.
         optimizer: Optimizer that may hold state for ``parameter``. Defaults to None.
+
+    Raises:
+        ValueError: The state cannot be cut.
     """
     if parameter is None:
         return
-
-    def select(tensor: Tensor) -> Tensor:
-        for dim, index in enumerate(kept):
-            if index is not None:
-                tensor = tensor.index_select(dim, index)
-        return tensor.contiguous()
-
-    _cut(parameter, select, optimizer)
-
-
-def _cut(
-    parameter: nn.Parameter,
-    cut: Callable[[Tensor], Tensor],
-    optimizer: torch.optim.Optimizer | None,
-) -> None:
-    """Applies ``cut`` to a parameter and to every optimizer state of its shape."""
     shape = parameter.shape
     with torch.no_grad():
         # The gradient is one only while some are being accumulated.
         grad, parameter.grad = parameter.grad, None
-        parameter.data = cut(parameter.data)
-        parameter.grad = None if grad is None else cut(grad)
+        parameter.data = _select(parameter.data, shape, kept)
+        parameter.grad = None if grad is None else _select(grad, shape, kept)
         state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == shape:
-                state[key] = cut(value)
+            if isinstance(value, Tensor):
+                state[key] = _cut_state(value, shape, kept, key)
 
 
-def resize_ffn(
-    ffn: FFN,
-    num_inputs: int,
-    num_hiddens: int,
-    selection: str = 'layer',
-    full_hiddens: int | None = None,
+def check_state(
+    parameter: nn.Parameter | None,
+    kept: tuple[Tensor | None, ...],
+    optimizer: torch.optim.Optimizer | None,
+    name: str,
 ) -> None:
-    """Gives an FFN the sizes of weights that are about to be loaded.
+    """Check that the optimizer's state of a parameter can be cut.
+
+    Raises:
+        ValueError: It cannot; the message names parameter, optimizer and state.
+    """
+    state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+    for key, value in state.items():
+        try:
+            if isinstance(value, Tensor):
+                _cut_state(value, parameter.shape, kept, key)
+        except ValueError as error:
+            raise ValueError(
+                f'{type(optimizer).__name__} cannot go on after surgery: {name}: {error}. Take an '
+                'optimizer with state of the shape of its parameters, such as AdamW or SGD'
+            ) from None
+
+
+def _cut_state(
+    value: Tensor, shape: torch.Size, kept: tuple[Tensor | None, ...], key: str
+) -> Tensor:
+    """Cut one tensor of an optimizer's state; a step counter stays as it is."""
+    if value.numel() == 1:
+        return value
+    if value.dim() == len(shape) and all(
+        own in (1, full) for own, full in zip(value.shape, shape, strict=True)
+    ):
+        return _select(value, shape, kept)
+    # Factored second moments of Adafactor: one without the last, one without the last but one.
+    if len(shape) >= 2 and value.shape == shape[:-1] and 'row' in key:
+        return _select(value, shape[:-1], kept[: len(shape) - 1])
+    if len(shape) >= 2 and value.shape == shape[:-2] + shape[-1:] and 'col' in key:
+        index = (*kept, *(None,) * (len(shape) - len(kept)))
+        return _select(value, value.shape, index[:-2] + index[-1:])
+    raise ValueError(
+        f'its state {key!r} has shape {tuple(value.shape)}, which does not tell what belongs to '
+        f'which entry of the parameter {tuple(shape)}'
+    )
+
+
+def _select(tensor: Tensor, shape: torch.Size, kept: tuple[Tensor | None, ...]) -> Tensor:
+    for dim, index in enumerate(kept):
+        # A dimension of 1 is shared by all entries.
+        if index is not None and tensor.shape[dim] == shape[dim]:
+            tensor = tensor.index_select(dim, index.to(tensor.device))
+    return tensor.contiguous()
+
+
+def resize(unit: Unit, sizes: Mapping[str, int]) -> None:
+    """Give a unit the sizes of weights that are about to be loaded.
 
     Entries that both sizes have are kept, new ones are zero; the first inputs are selected.
 
     Args:
-        ffn: FFN to change in place.
-        num_inputs: C', at most ``ffn.width``.
-        num_hiddens: H'.
-        selection: ``'layer'``, or ``'row'`` for :class:`RowSparseLinear`. Defaults to
-            ``'layer'``.
-        full_hiddens: H, which the network of ``'row'`` keeps. Defaults to the number of rows that
-            fc1 has now.
+        unit: Unit to change in place.
+        sizes: Number of elements by kind; those that are not named stay.
+
+    Raises:
+        ValueError: A kind is unknown.
     """
-    if (*ffn.sizes, selection) == (num_inputs, num_hiddens, ffn.selection):
-        return
-
-    def resize(parameter: nn.Parameter | None, *shape: int) -> None:
-        if parameter is not None:
-            common = tuple(slice(0, min(pair)) for pair in zip(shape, parameter.shape, strict=True))
-            data = parameter.data.new_zeros(shape)
-            data[common] = parameter.data[common]
-            parameter.data = data
-
-    full_hiddens = full_hiddens or ffn.fc1.out_features
-    rows = full_hiddens if selection == 'row' else num_hiddens
-    resize(ffn.fc1.weight, rows, num_inputs)
-    resize(ffn.fc1.bias, rows)
-    resize(ffn.fc2.weight, ffn.width, num_hiddens)
-    if selection == 'row':
-        for path, channels in ((ffn.fc1_path, ffn.width), (ffn.fc2_path, full_hiddens)):
-            linear = ffn.module.get_submodule(path)
-            inputs = torch.arange(linear.weight.shape[1]).repeat(len(linear.weight), 1)
-            ffn.replace(path, RowSparseLinear.from_linear(linear, inputs, channels))
-    else:
-        _describe(ffn, torch.arange(num_inputs))
+    if unknown := set(sizes) - set(unit.sizes):
+        raise ValueError(f'{unit.name} has no {sorted(unknown)}: it has {list(unit.sizes)}')
+    new = {**unit.sizes, **sizes}
+    if new != unit.sizes:
+        (_resize_ffn if isinstance(unit, FFN) else _resize_attention)(unit, new)
 
 
-def _describe(ffn: FFN, inputs: Tensor) -> None:
-    """Lets the two layers say the sizes of their weights, and fc1 select ``inputs``.
-
-    An FFN that reads all inputs has nothing to gather.
-    """
-    if isinstance(ffn.fc2, RowSparseLinear):
-        ffn.replace(ffn.fc2_path, _plain(ffn.fc2))
-    fc1 = _plain(ffn.fc1)
-    if len(inputs) < ffn.width:
-        ffn.replace(ffn.fc1_path, SlimLinear.from_linear(fc1, inputs))
-    else:
-        ffn.replace(ffn.fc1_path, AlignedLinear.from_linear(fc1))
-    ffn.fc2.in_features = ffn.fc2.weight.shape[1]
+def _resize_ffn(ffn: FFN, sizes: Mapping[str, int]) -> None:
+    inputs, hidden = sizes['inputs'], sizes['hidden']
+    _reshape(ffn.fc1.weight, hidden, inputs)
+    _reshape(ffn.fc1.bias, hidden)
+    _reshape(ffn.fc2.weight, ffn.width, hidden)
+    if isinstance(getattr(ffn.fc1, 'inputs', None), Tensor):
+        ffn.fc1.inputs = torch.arange(ffn.width, device=ffn.fc1.weight.device)
+    ffn.describe({'inputs': torch.arange(inputs)})
 
 
-def _plain(linear: nn.Linear) -> nn.Linear:
-    """A plain linear layer with the same parameters."""
-    plain = nn.Linear(1, 1, device='meta')
-    plain.weight, plain.bias = linear.weight, linear.bias
-    plain.out_features, plain.in_features = linear.weight.shape
-    return plain.train(linear.training)
+def _resize_attention(attention: Attention, sizes: Mapping[str, int]) -> None:
+    module, layout = attention.module, attention.layout
+    layout.adopt(module)
+    heads, qk, v = (sizes[kind] for kind in ('heads', 'qk', 'v'))
+    rows = [heads * qk, heads * qk, heads * v]
+    layers = [getattr(module, name) for name in layout.qkv_names]
+    for layer, number in zip(layers, rows if len(layers) == 3 else [sum(rows)], strict=True):
+        _reshape(layer.weight, number, layer.weight.shape[1])
+        _reshape(layer.bias, number)
+    proj = attention.proj
+    _reshape(proj.weight, proj.weight.shape[0], heads * v)
+    for name in layout.per_head_names:
+        table = getattr(module, name)
+        _reshape(table, table.shape[0], heads)
+    layout.adopt(module, (heads, qk, v))
+
+
+def _reshape(parameter: nn.Parameter | None, *shape: int) -> None:
+    """Give a parameter a shape; the entries of both shapes stay."""
+    if parameter is not None:
+        common = tuple(slice(0, min(pair)) for pair in zip(shape, parameter.shape, strict=True))
+        data = parameter.data.new_zeros(shape)
+        data[common] = parameter.data[common]
+        parameter.data = data

@@ -16,6 +16,8 @@ __all__ = [
     'check_slim_buffers',
     'check_weights',
     'describe_new',
+    'fits',
+    'matches',
     'unwrap',
 ]
 
@@ -81,20 +83,20 @@ def check_weights(
     def head(name: str) -> bool:
         return allow_new_head and name.split('.')[0].endswith('head')
 
-    own = {name: part for name, part in model.state_dict().items() if not _matches(name, ignore)}
+    own = {name: part for name, part in model.state_dict().items() if not matches(name, ignore)}
     there = {
         name.removeprefix(prefix): part
         for name, part in state_dict.items()
-        if name.startswith(prefix) and not _matches(name, ignore)
+        if name.startswith(prefix) and not matches(name, ignore)
     }
     missing = [name for name in own if name not in there]
     unlike = [
         name
         for name, part in own.items()
-        if name in there and not _fits(part, there[name], _matches(name, resized))
+        if name in there and not fits(part, there[name], matches(name, resized))
     ]
     left_over = [name for name in there if name not in own and not head(name)]
-    anew = [name for name in missing if head(name) or _matches(name, new)]
+    anew = [name for name in missing if head(name) or matches(name, new)]
     anew += [name for name in unlike if head(name)]
     missing, unlike = ([n for n in names if n not in anew] for names in (missing, unlike))
     kind, told = type(model).__name__, []
@@ -220,11 +222,13 @@ def _weights(names: Collection[str]) -> str:
     return f'{len(names)} weight{"" if len(names) == 1 else "s"}'
 
 
-def _matches(name: str, patterns: Collection[str]) -> bool:
+def matches(name: str, patterns: Collection[str]) -> bool:
+    """Whether a name is one of ``patterns``."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _fits(own: Tensor, there: Tensor, may_be_resized: bool) -> bool:
+def fits(own: Tensor, there: Tensor, may_be_resized: bool) -> bool:
+    """Whether a weight of a checkpoint has the shape and kind of number of the network's."""
     if not isinstance(own, Tensor) or not isinstance(there, Tensor):
         return True  # what a module stores beside its weights
     if own.is_floating_point() != there.is_floating_point():

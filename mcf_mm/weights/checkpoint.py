@@ -35,6 +35,7 @@ __all__ = [
     'load_from_local',
     'load_from_safetensors',
     'load_weights',
+    'put_weights',
     'read_header',
     'read_state_dict',
     'readable',
@@ -54,7 +55,8 @@ def load_from_local(filename: str, map_location: Any = 'cpu') -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: See :func:`mcf_mm.weights.files.read_checkpoint`.
+        ValueError: Weights are NaN or infinite, or see
+            :func:`mcf_mm.weights.files.read_checkpoint`.
     """
     checkpoint = read_checkpoint(filename, map_location)
     if isinstance(checkpoint.get('meta'), dict):
@@ -63,6 +65,7 @@ def load_from_local(filename: str, map_location: Any = 'cpu') -> dict[str, Any]:
         weights, note = unwrap(checkpoint)
     except ValueError:
         return checkpoint  # no weights, such as the state of an optimizer
+    check_finite(weights, str(filename))
     if not any(isinstance(value, Mapping) for value in checkpoint.values()):
         return checkpoint  # some of mmpretrain's models want bare weights as they are
     if note and 'state_dict' not in checkpoint:
@@ -140,9 +143,38 @@ def load_weights(
             ``model`` is then not to be used.
     """
     weights, meta = _read(str(filename))
-    check_finite(weights, str(filename), model)
+    arguments = dict(new=new, resized=resized, allow_new_head=allow_new_head)
+    return meta, put_weights(model, weights, str(filename), **arguments)
+
+
+def put_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: str,
+    *,
+    new: Collection[str] = (),
+    resized: Collection[str] = RESIZED,
+    allow_new_head: bool = False,
+) -> list[str]:
+    """Put weights that were read already into a network, all of them or with an error.
+
+    Args:
+        model: The network; with ``sizes='auto'`` it takes the sizes of the weights.
+        weights: State dict.
+        source: What to call them in an error.
+        new: See :func:`mcf_mm.weights.check.check_weights`.
+        resized: Weights that the class resizes. Defaults to :data:`RESIZED`.
+        allow_new_head: Whether the head may be another. Defaults to False.
+
+    Returns:
+        Names of the weights that start anew.
+
+    Raises:
+        ValueError: Weights are NaN or infinite, or do not fit; ``model`` is then not to be used.
+    """
+    check_finite(weights, source, model)
     weights = _modern(weights)
-    arguments = dict(source=str(filename), new=new, resized=resized, allow_new_head=allow_new_head)
+    arguments = dict(source=source, new=new, resized=resized, allow_new_head=allow_new_head)
     if allow_new_head:
         own = model.state_dict()
         anew = {
@@ -158,10 +190,11 @@ def load_weights(
         # Whatever `strict` says, torch refuses what has another size after the class resized it.
         model.load_state_dict(loaded, strict=False)
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, RuntimeError):
+        known = model.state_dict().keys()
+        if isinstance(error, RuntimeError) or 2 * len(known & weights.keys()) < len(known):
             check_weights(model, weights, **{**arguments, 'resized': ()})  # says it in short
-        raise ValueError(f'{filename}: {error}') from error
-    return meta, check_weights(model, weights, **arguments)
+        raise ValueError(f'{source}: {error}') from error
+    return check_weights(model, weights, **arguments)
 
 
 def check_loaded(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mcf_mm.weights.check import check_finite
 from mcf_mm.weights.files import read_header, read_weights, save_pth, save_state_dict
 from mcf_mm.weights.names import LIBRARIES, Names, Part, first_few, libraries, recognise
 from mcf_mm.weights.resize import note_grid, noted_grid
@@ -50,8 +51,9 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], to: str) -> dict[str, T
 
     Raises:
         ValueError: ``to`` is unknown or lacks this network, a key is not one of these networks, a
-            key has no counterpart in ``to``, attention is pruned and ``to`` is Hugging Face, a
-            YOLOS is not whole, or the names are those of ``to`` already.
+            key has no counterpart in ``to``, the layers of an FFN do not go together, attention is
+            pruned and ``to`` is Hugging Face, a YOLOS is not whole, or the names are those of
+            ``to`` already.
     """
     return _convert(state_dict, to)[0]
 
@@ -77,6 +79,7 @@ def _convert(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tenso
             f'{len(missing)} weights of a YOLOS in the names of {source.library} are missing: '
             f'{first_few(missing)}'
         )
+    _check_ffns(parts, source)
     if target.query_key_value:
         _check_attention(parts, source, to)
     converted = OrderedDict()
@@ -128,6 +131,27 @@ def _gather(state_dict: Mapping[str, Tensor], source: Names) -> list[tuple[Part,
     return gathered
 
 
+def _check_ffns(parts: list[tuple[Part, Tensor]], source: Names) -> None:
+    """Refuses FFNs whose two layers do not go together: nobody could load them."""
+    tensors = {part.name: (part, tensor) for part, tensor in parts}
+    for part, weight in parts:
+        if not part.name.endswith('ffn.layers.0.0.weight'):
+            continue
+        ffn = part.name.removesuffix('layers.0.0.weight')
+        _, second = tensors.get(f'{ffn}layers.1.weight', (None, None))
+        if second is None:
+            raise ValueError(f'{source.write(part)!r} is there without the second layer of its FFN')
+        _, index = tensors.get(f'{ffn}layers.0.0.inputs', (None, second[:, 0]))
+        if tuple(weight.shape) != (second.shape[1], index.shape[-1]):
+            raise ValueError(
+                f'{source.write(part)!r} is {tuple(weight.shape)} and should be '
+                f'{(second.shape[1], index.shape[-1])}, as wide as the second layer of its FFN '
+                f'{tuple(second.shape)} and what is kept of its inputs say: the file is damaged'
+            )
+        if not weight.is_floating_point():
+            raise ValueError(f'{source.write(part)!r} is {weight.dtype}, no floating point')
+
+
 def _check_attention(parts: list[tuple[Part, Tensor]], source: Names, to: str) -> None:
     """Refuses pruned attention where query, key and value are three layers of one width."""
     for part, sizes in parts:
@@ -171,12 +195,13 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> dict[
     Raises:
         FileNotFoundError: There is no ``source``.
         ValueError: A file has another ending, ``source`` cannot be read without running code from
-            it, or its weights cannot be converted.
+            it, or its weights cannot be converted or are NaN or infinite.
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if target.suffix not in ('.safetensors', '.pth'):
         raise ValueError(f'the output must end in .safetensors or .pth, got {target}')
     weights = read_weights(source)
+    check_finite(weights, str(source))
     try:
         state_dict, names, new_names = _convert(weights, to)
     except ValueError as error:

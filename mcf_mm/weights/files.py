@@ -190,6 +190,22 @@ def save_state_dict(path: str | Path, state_dict: Mapping[str, Tensor], header: 
         written.add(memory)
     with whole_file(path) as partial:
         save_file(tensors, partial, metadata={'format': 'pt', HEADER: json.dumps(header)})
+        _order_metadata(partial)
+
+
+def _order_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, so that the same content is the same bytes.
+
+    safetensors writes it in a random order.
+    """
+    with open(path, 'r+b') as file:
+        size = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(size))
+        ordered = {'__metadata__': dict(sorted(header.pop('__metadata__').items())), **header}
+        text = json.dumps(ordered, separators=(',', ':'), ensure_ascii=False).encode()
+        if len(text) <= size:  # the same characters in another order, and spaces up to the data
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def save_pth(path: str | Path, checkpoint: dict) -> None:

@@ -1,21 +1,18 @@
 """Exports classifiers and YOLOS, dense or pruned, to ONNX: the work of ``tools/export_onnx.py``."""
 
-import copy
 import importlib.util
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from packaging.version import Version
 from torch import Tensor, nn
 
 import mcf_mm
-from mcf_mm.analysis.complexity import build_model, input_shape
-from mcf_mm.weights.checkpoint import dataset_meta, load_weights
 from mcf_mm.weights.files import whole_file
 
 #: Largest difference between ONNX Runtime and torch; a file with more is not written.
@@ -41,14 +38,22 @@ class ExportedNetwork(nn.Module):
         self.takes_rgb = getattr(preprocessor, 'to_rgb', False) or getattr(
             preprocessor, '_channel_conversion', False
         )
-        self.register_buffer('mean', getattr(preprocessor, 'mean', torch.zeros(3, 1, 1)).clone())
-        self.register_buffer('std', getattr(preprocessor, 'std', torch.ones(3, 1, 1)).clone())
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        self.channels = first.in_channels
+        zeros = torch.zeros(self.channels, 1, 1)
+        self.register_buffer('mean', getattr(preprocessor, 'mean', zeros).clone())
+        self.register_buffer('std', getattr(preprocessor, 'std', zeros + 1).clone())
         self.model = model
         self.train(False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """From RGB images, 0 to 255, to what the network was trained on, ``(B, 3, H, W)``."""
-        return ((images if self.takes_rgb else images.flip(1)) - self.mean) / self.std
+        """From RGB images, 0 to 255, to what the network was trained on, ``(B, C, H, W)``.
+
+        Images of one channel, or of more than three, are in the order of the training.
+        """
+        if self.channels == 3 and not self.takes_rgb:
+            images = images.flip(1)
+        return (images - self.mean) / self.std
 
     def difference(self, images: Tensor, outputs: list[Tensor]) -> float:
         """Largest difference between ``outputs`` and what torch makes of ``images``."""
@@ -108,48 +113,64 @@ class ExportedYOLOS(ExportedNetwork):
         return max(gap.abs().max().item() for gap in gaps)
 
 
+def exportable(model: nn.Module) -> ExportedNetwork:
+    """The network as it is exported.
+
+    Raises:
+        ValueError: It is neither a classifier of mmpretrain nor a YOLOS.
+    """
+    kinds = {'ImageClassifier': ExportedClassifier, 'YOLOS': ExportedYOLOS}
+    if type(model).__name__ not in kinds:
+        raise ValueError(
+            f'{type(model).__name__} cannot be exported: only mmpretrain.ImageClassifier and '
+            'mcf_mm.YOLOS can'
+        )
+    return kinds[type(model).__name__](model)
+
+
 def export_onnx(
-    cfg: Config,
-    checkpoint: str | Path,
+    model: nn.Module,
     path: str | Path,
-    shape: tuple[int, int] | None = None,
+    shape: tuple[int, int],
+    facts: Mapping[str, Any] | None = None,
     opset: int | None = None,
 ) -> float:
-    """Writes a network as an ONNX graph, once ONNX Runtime has given the same results as torch.
+    """Write a network as an ONNX graph, once ONNX Runtime has given the same results as torch.
 
     The input ``images`` is float32 ``(batch, 3, H, W)``, RGB, 0 to 255: any number of images that
     were resized to one fixed size. Normalisation is in the graph. The outputs are those of
-    :class:`ExportedClassifier` or :class:`ExportedYOLOS`. The metadata of the file says
-    ``classes``, ``mean``, ``std`` (both are in the graph already), ``origin`` and ``mcf_mm``, the
-    version, each as JSON.
+    :class:`ExportedClassifier` or :class:`ExportedYOLOS`. The metadata of the file says ``mean``
+    and ``std`` (both are in the graph already), ``mcf_mm``, the version, and ``facts``, each as
+    JSON.
 
     Args:
-        cfg: Config of an mmpretrain classifier or of YOLOS.
-        checkpoint: Its weights, ``.pth`` or ``.safetensors``.
+        model: An mmpretrain classifier or a YOLOS, with its weights.
         path: File to write, which appears whole or not at all.
-        shape: Height and width of the images in pixels. Defaults to what the config evaluates;
-            for YOLOS the largest landscape image of whole patches.
+        shape: Height and width of the images in pixels.
+        facts: More for the metadata. Defaults to none.
         opset: Version of ONNX's operators. Defaults to the one that torch recommends.
 
     Returns:
         Largest difference between ONNX Runtime and torch, of logits, or of scores and boxes.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint.
         ImportError: A package that this needs is missing.
         RuntimeError: ONNX Runtime gives other results than torch.
-        ValueError: The network is neither a classifier nor YOLOS, the checkpoint does not fit, or
-            sides are not multiples of YOLOS's patch size.
+        ValueError: The network is neither a classifier nor YOLOS, or sides are not multiples of
+            YOLOS's patch size.
     """
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ImportError(
-            f"the export to ONNX needs {', '.join(missing)}: pip install 'mcf-mm[onnx]'"
-        )
-    network, facts = _load(cfg, checkpoint)
-    shape = _check_shape(network.model, shape, cfg)
+    check_packages()
+    network = exportable(model)
+    check_shape(model, shape)
+    facts = dict(
+        mean=network.mean.flatten().tolist(),
+        std=network.std.flatten().tolist(),
+        mcf_mm=mcf_mm.__version__,
+        **(facts or {}),
+    )
     with whole_file(path) as partial:
         with torch.no_grad():
-            _write_graph(network, _images(2, shape), partial, opset)
+            _write_graph(network, _images(2, shape, network.channels), partial, opset)
             _write_facts(partial, facts)
             difference = _difference(network, partial, shape)
         if not difference <= TOLERANCE:  # nor NaN
@@ -160,48 +181,38 @@ def export_onnx(
     return difference
 
 
-def _load(cfg: Config, checkpoint: str | Path) -> tuple[ExportedNetwork, dict[str, Any]]:
-    """The network with its weights, and what the metadata of the file will say."""
-    cfg = copy.deepcopy(cfg)
-    # The checkpoint has all weights; those that training started from may not be here.
-    cfg.model.get('backbone', {}).pop('init_cfg', None)
-    model = build_model(cfg)
-    kinds = {'ImageClassifier': ExportedClassifier, 'YOLOS': ExportedYOLOS}
-    if type(model).__name__ not in kinds:
-        raise ValueError(
-            f'{type(model).__name__} cannot be exported: only mmpretrain.ImageClassifier and '
-            'mcf_mm.YOLOS can'
+def check_packages() -> None:
+    """Check that what the export needs is installed.
+
+    Raises:
+        ImportError: A package is missing.
+    """
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ImportError(
+            f"the export to ONNX needs {', '.join(missing)}: pip install 'mcf-mm[onnx]'"
         )
-    meta, _ = load_weights(model, checkpoint)
-    network = kinds[type(model).__name__](model)
-    facts = dict(
-        classes=list(dataset_meta(cfg, meta).get('classes') or ()),
-        mean=network.mean.flatten().tolist(),
-        std=network.std.flatten().tolist(),
-        origin=Path(checkpoint).name,
-        mcf_mm=mcf_mm.__version__,
-    )
-    return network, facts
 
 
-def _check_shape(model: nn.Module, shape: tuple[int, int] | None, cfg: Config) -> tuple[int, int]:
-    """Height and width of the images, in whole patches for YOLOS."""
+def check_shape(model: nn.Module, shape: tuple[int, int]) -> None:
+    """Check the size of the images, in whole patches for YOLOS.
+
+    Raises:
+        ValueError: Sides are not multiples of the patch.
+    """
     if type(model).__name__ != 'YOLOS':
-        return shape or input_shape(cfg)
+        return
     patch = model.backbone.patch_embed.projection.kernel_size
-    if shape is None:
-        height, width = input_shape(cfg)
-        return height // patch[0] * patch[0], width // patch[1] * patch[1]
     if any(side < 1 or side % size for side, size in zip(shape, patch, strict=True)):
         raise ValueError(
             f'shape is {shape[0]} x {shape[1]} pixels; the sides must be multiples of the patch, '
             f'{patch[0]} x {patch[1]}'
         )
-    return shape
 
 
-def _images(number: int, shape: tuple[int, int]) -> Tensor:
-    return torch.rand(number, 3, *shape, generator=torch.Generator().manual_seed(number)) * 255
+def _images(number: int, shape: tuple[int, int], channels: int) -> Tensor:
+    return (
+        torch.rand(number, channels, *shape, generator=torch.Generator().manual_seed(number)) * 255
+    )
 
 
 def _write_graph(network: ExportedNetwork, images: Tensor, path: Path, opset: int | None) -> None:
@@ -247,7 +258,7 @@ def _difference(network: ExportedNetwork, path: Path, shape: tuple[int, int]) ->
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     differences = []
     for number in (1, 3):
-        images = _images(number, shape)
+        images = _images(number, shape, network.channels)
         outputs = session.run(list(network.outputs), {'images': images.numpy()})
         outputs = [torch.from_numpy(output) for output in outputs]
         differences.append(network.difference(images, outputs))

@@ -1,17 +1,20 @@
 """Writes a pruned model: the slim checkpoint and a config that builds it."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from torch import nn
 
-from mcf_mm.pruning import find_ffns
+from mcf_mm.pruning import Unit, Units, find_units
+from mcf_mm.registry import split_type
 from mcf_mm.weights.check import check_finite
 from mcf_mm.weights.files import save_state_dict, whole_file
 
-#: Backbones whose pruned form has a class that takes sizes, and that class.
+#: Backbones whose pruned form has a class that takes sizes, and that class. mmpretrain's T2T_ViT is
+#: none of them: SlimT2T_ViT computes the published function, which is another one.
 SLIM_TYPES = {
     'VisionTransformer': 'mcf_mm.SlimVisionTransformer',
     'DistilledVisionTransformer': 'mcf_mm.SlimDistilledVisionTransformer',
@@ -19,26 +22,36 @@ SLIM_TYPES = {
     'SlimVisionTransformer': 'mcf_mm.SlimVisionTransformer',
     'SlimDistilledVisionTransformer': 'mcf_mm.SlimDistilledVisionTransformer',
     'SlimSwinTransformer': 'mcf_mm.SlimSwinTransformer',
+    'SlimT2T_ViT': 'mcf_mm.SlimT2T_ViT',
     'YOLOSVisionTransformer': 'mcf_mm.YOLOSVisionTransformer',
 }
 SLIM_MODEL = 'mcf_mm.SlimModel'
+PRUNING_HOOKS = ('MCFPruningHook', 'PruningHook')
+#: Arguments of slim classes that mcf_mm 0.1 had instead of ``sizes``.
+OLD_ARGUMENTS = ('ffn_inputs', 'ffn_hiddens', 'ffn_selection')
 #: What a config imports so that programs that know nothing of mcf_mm can use it (mmdet.apis): all
 #: that ``import mcf_mm`` does, and the reading of ``.safetensors`` files.
 CUSTOM_IMPORT = 'mcf_mm.registry'
 
 
 def write_slim(
-    model: nn.Module, cfg: Config, out_dir: str | Path, facts: dict, dataset: Any = None
+    model: nn.Module,
+    cfg: Config,
+    out_dir: str | Path,
+    facts: dict,
+    dataset: Any = None,
+    stem: str = 'slim',
 ) -> Path:
-    """Writes ``slim.safetensors`` and ``slim.py`` to ``out_dir``.
+    """Write ``slim.safetensors`` and ``slim.py`` to ``out_dir``.
 
     Args:
         model: The pruned network.
         cfg: Config of the dense one.
         out_dir: Folder, made if need be.
-        facts: How it was made (origin, ratios, method ...), for the header.
+        facts: How it was made (origin, sizes, method ...), for the header.
         dataset: What it was trained on; its class names go to the header as ``dataset_meta``,
             where mmdet and mmpretrain look for them. Defaults to None.
+        stem: What to call the files. Defaults to ``'slim'``.
 
     Returns:
         Path of the checkpoint.
@@ -47,52 +60,50 @@ def write_slim(
         ValueError: Weights are NaN or infinite; nothing is written.
     """
     out_dir = Path(out_dir)
-    checkpoint = out_dir / 'slim.safetensors'
+    checkpoint = out_dir / f'{stem}.safetensors'
     check_finite(model.state_dict(), 'the pruned network', model)
-    sizes = {ffn.name: list(ffn.sizes) for ffn in find_ffns(model)}
-    facts = {**facts, 'sizes': sizes}
+    facts = {**facts, 'sizes': find_units(model).sizes}
     if classes := getattr(dataset, 'metainfo', {}).get('classes'):
         facts['dataset_meta'] = dict(classes=list(classes))
+    config = slim_config(model, cfg, checkpoint)
+    if stem == 'masked':
+        config.custom_hooks = [*config.custom_hooks, dict(type='mcf_mm.HoldZerosHook')]
     save_state_dict(checkpoint, model.state_dict(), facts)
-    with whole_file(out_dir / 'slim.py') as partial:
-        slim_config(model, cfg, checkpoint).dump(partial)
+    with whole_file(out_dir / f'{stem}.py') as partial:
+        config.dump(partial)
     return checkpoint
 
 
 def slim_config(model: nn.Module, cfg: Config, checkpoint: str | Path) -> Config:
-    """The config of a pruned model: sizes where its FFNs are, weights from ``checkpoint``.
+    """The config of a pruned model: sizes where its units are, weights from ``checkpoint``.
 
     A backbone with a slim class (:data:`SLIM_TYPES`) gets that class; any other backbone, or the
-    whole model where FFNs are outside the backbone, is built by ``mcf_mm.SlimModel``.
+    whole model where units are outside the backbone, is built by ``mcf_mm.SlimModel``.
 
     Args:
         model: The pruned network.
         cfg: Config of the dense one.
         checkpoint: Its weights.
-
-    Raises:
-        ValueError: The rows select inputs of their own, in a network without slim class.
     """
     cfg = copy.deepcopy(cfg)
-    ffns = find_ffns(model)
+    units = find_units(model)
     backbone = cfg.model.get('backbone')
-    check_selection(model, cfg, ffns[0].selection)
-    if (kind := slim_class(model, cfg)) is not None:
-        inputs, hiddens = zip(*(ffn.sizes for ffn in ffns), strict=True)
-        for key in ('sizes', 'init_cfg'):
+    pruned = [unit for unit in units if unit.is_pruned]
+    if (kind := slim_class(pruned, cfg)) is not None:
+        for key in ('init_cfg', *OLD_ARGUMENTS):
             backbone.pop(key, None)
-        backbone.update(type=kind, ffn_inputs=list(inputs), ffn_hiddens=list(hiddens))
-        if ffns[0].selection != 'layer':
-            backbone.ffn_selection = ffns[0].selection
+        backbone.update(type=kind, sizes=sizes_by_kind(units))
     else:
-        part, prefix = (backbone, 'backbone.') if _in_backbone(model) else (cfg.model, '')
-        sizes = {ffn.name.removeprefix(prefix): list(ffn.sizes) for ffn in ffns}
+        part, prefix = (backbone, 'backbone.') if _in_backbone(pruned) else (cfg.model, '')
+        sizes = {unit.name.removeprefix(prefix): unit.sizes for unit in pruned}
         part.pop('init_cfg', None)
         if 'pretrained' in part:
             part.pretrained = False  # timm would download the dense weights
-        if part.type != SLIM_MODEL:
-            part.base = f'{_scope(cfg, part)}.{part.type.rpartition(".")[2]}'
-        part.update(type=SLIM_MODEL, ffn_sizes=sizes)
+        scope, name = split_type(part['type'])
+        if f'{scope}.{name}' != SLIM_MODEL:
+            part.base = f'{scope or cfg.default_scope}.{name}'
+        part.pop('ffn_sizes', None)
+        part.update(type=SLIM_MODEL, sizes=sizes)
     cfg.custom_imports = cfg.get('custom_imports') or dict(imports=[])
     imports = cfg.custom_imports.imports
     if CUSTOM_IMPORT not in imports:
@@ -103,39 +114,35 @@ def slim_config(model: nn.Module, cfg: Config, checkpoint: str | Path) -> Config
     cfg.custom_hooks = [
         hook
         for hook in cfg.get('custom_hooks') or []
-        if hook['type'].rpartition('.')[2] != 'MCFPruningHook'
+        if split_type(hook['type'])[1] not in PRUNING_HOOKS
     ]
     return cfg
 
 
-def slim_class(model: nn.Module, cfg: Config) -> str | None:
-    """The slim class for the network's backbone, None without one or with FFNs elsewhere too."""
-    if not _in_backbone(model):
+def sizes_by_kind(units: Units) -> dict[str, list[int]]:
+    """Sizes for the argument ``sizes`` of a slim class: of each kind, one for each unit.
+
+    Kinds of which nothing was pruned are left out.
+    """
+    pruned = {type(unit) for unit in units if unit.is_pruned}
+    sizes: dict[str, list[int]] = {}
+    for unit in units:
+        if type(unit) in pruned:
+            for kind, size in unit.sizes.items():
+                sizes.setdefault(kind, []).append(size)
+    return sizes
+
+
+def slim_class(pruned: Sequence[Unit], cfg: Config) -> str | None:
+    """The slim class for the network's backbone, None without one or with units elsewhere too."""
+    if not cfg.model.get('backbone') or not _in_backbone(pruned):
         return None
-    kind = cfg.model.backbone['type'].rpartition('.')[2]
+    scope, kind = split_type(cfg.model.backbone['type'])
     # mmdet has a Swin Transformer of its own, with other parts.
-    if kind == 'SwinTransformer' and _scope(cfg, cfg.model.backbone) == 'mmdet':
+    if kind == 'SwinTransformer' and (scope or cfg.default_scope) == 'mmdet':
         return None
     return SLIM_TYPES.get(kind)
 
 
-def check_selection(model: nn.Module, cfg: Config, selection: str) -> None:
-    """Refuses rows with inputs of their own where no config could build them.
-
-    Raises:
-        ValueError: ``selection`` is ``'row'`` and the network has no slim class.
-    """
-    if selection == 'row' and slim_class(model, cfg) is None:
-        raise ValueError(
-            f'{type(model).__name__} has no slim class, so its rows cannot keep inputs of their '
-            "own: use last_step='x_transformation'"
-        )
-
-
-def _in_backbone(model: nn.Module) -> bool:
-    return all(ffn.name.startswith('backbone.') for ffn in find_ffns(model))
-
-
-def _scope(cfg: Config, part: ConfigDict) -> str:
-    """The library that a type of the config belongs to."""
-    return part['type'].rpartition('.')[0] or cfg.default_scope
+def _in_backbone(units: Sequence[Unit]) -> bool:
+    return all(unit.name.startswith('backbone.') for unit in units)

@@ -8,21 +8,24 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from mcf_mm.pruning.surgery import resize_ffn
-from mcf_mm.pruning.targets import find_ffns
+from mcf_mm.pruning.find import find_units
+from mcf_mm.pruning.surgery import resize
+from mcf_mm.pruning.units import FFN, Unit
 from mcf_mm.weights.check import check_weights
 from mcf_mm.weights.convert import convert_state_dict
 from mcf_mm.weights.files import read_weights
 from mcf_mm.weights.names import recognise
+from mcf_mm.weights.sizes import sizes_in
 
 
 def to_timm(
     checkpoint: str | Path | Mapping[str, Tensor], model: str | nn.Module, **kwargs: Any
 ) -> nn.Module:
-    """Loads a slim (or dense) network into timm's ViT, DeiT or Swin.
+    """Load a slim (or dense) network into timm's ViT, DeiT or Swin.
 
-    The FFNs of the model get the sizes of the weights, and a layer that reads some of its inputs
-    becomes a :class:`mcf_mm.pruning.SlimLinear`; all else is timm's own.
+    FFNs and attentions of the model get the sizes of the weights. A layer that reads some of its
+    inputs becomes a :class:`mcf_mm.pruning.SlimLinear`, a pruned attention gets a class of
+    :mod:`mcf_mm.pruning.attention`; all else is timm's own.
 
     Args:
         checkpoint: ``slim.safetensors`` or another file that
@@ -53,24 +56,24 @@ def to_timm(
         model = timm.create_model(model, **kwargs)
     elif kwargs:
         raise TypeError(f'{sorted(kwargs)} can be given with the name of a model only')
-    # A copy, so that what does not fit leaves the model as it is.
-    check_weights(_resized(copy.deepcopy(model), weights), weights)
+    # A copy first, so that weights that do not fit leave the model as it is.
+    check_weights(_resized(copy.deepcopy(model), weights), weights, source='the checkpoint')
     _resized(model, weights).load_state_dict(weights, strict=False)
     return model
 
 
 def _resized(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The same model, with FFNs of the sizes of the weights."""
-    sizes = _sizes(weights, model)
-    for ffn in find_ffns(model):
-        resize_ffn(ffn, *sizes[ffn.name])
+    """The same model with units of the sizes of the weights."""
+    units = [unit for unit in find_units(model) if _tells_sizes(weights, unit)]
+    sizes = sizes_in(weights, units, source='the weights')
+    for unit in units:
+        resize(unit, sizes[unit.name])
     return model
 
 
-def _sizes(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Inputs and hidden units of each FFN of ``model``, as far as the weights have it."""
-    sizes = {}
-    for ffn in find_ffns(model):
-        weight = weights.get(f'{ffn.name}.{ffn.fc1_path}.weight')
-        sizes[ffn.name] = ffn.sizes if weight is None else tuple(weight.shape[::-1])
-    return sizes
+def _tells_sizes(weights: Mapping[str, Tensor], unit: Unit) -> bool:
+    """Whether a unit may have another size than that of the model."""
+    if isinstance(unit, FFN):
+        paths = (unit.fc1_path, unit.fc2_path)
+        return all(f'{unit.name}.{path}.weight' in weights for path in paths)
+    return f'{unit.name}.sizes' in weights

@@ -15,22 +15,19 @@ from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
-from mcf_mm.analysis.complexity import (
-    PARTS,
-    build_model,
-    count_complexity,
-    dataset_shapes,
-    input_shape,
-    mean_complexity,
-    pruning_arguments,
-    shrink_by_ratio,
-)
+from mcf_mm.analysis.complexity import PARTS, count_complexity, masked, mean_complexity, resized
+from mcf_mm.datasets.transforms import PatchResize
+from mcf_mm.engine.config import dataset_shapes, input_shape
+from mcf_mm.engine.hooks import MCFPruningHook
+from mcf_mm.engine.networks import build_model, pruned_network
+from mcf_mm.pruning import find_ffns, find_units, measure_costs, uniform
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'complexity.py'
 
 
-WHOLE_METHOD = dict(input_ratio=0.4, hidden_ratio=0.4, multiple=1, last_step='x_transformation')
+def shrunk(model: nn.Module, inputs: float, hidden: float) -> nn.Module:
+    return resized(model, uniform(find_units(model), dict(inputs=inputs, hidden=hidden)))
 
 
 def mcf_config(size: str) -> Config:
@@ -53,9 +50,9 @@ def test_deit_before_and_after_pruning(size, dense, pruned):
     config = mcf_config(size)
     model = build_model(config)
     assert input_shape(config) == (224, 224)
-    assert pruning_arguments(config) == WHOLE_METHOD
     assert millions_and_billions(count_complexity(model, (224, 224))) == dense
-    slim = shrink_by_ratio(model, 0.4, 0.4)
+    slim = pruned_network(config, model)
+    assert find_units(slim).sizes == find_units(shrunk(model, 0.4, 0.4)).sizes
     assert millions_and_billions(count_complexity(slim, (224, 224))) == pruned
     assert millions_and_billions(count_complexity(model, (224, 224))) == dense
 
@@ -71,8 +68,7 @@ def test_deit_before_and_after_pruning(size, dense, pruned):
 )
 def test_swin_and_the_rows_of_table_3(name, expected):
     config = Config.fromfile(ROOT / f'configs/mcf/{name}_in1k.py')
-    slim = shrink_by_ratio(build_model(config), **pruning_arguments(config))
-    count = count_complexity(slim, (224, 224))
+    count = count_complexity(pruned_network(config, build_model(config)), (224, 224))
     assert millions_and_billions(count) == expected
     assert count.macs == sum(cost.macs for cost in count.parts.values())
 
@@ -129,7 +125,11 @@ def test_other_networks():
 def test_the_model_stays_as_it_is():
     model = timm.create_model('deit_tiny_patch16_224', depth=1).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    count_complexity(shrink_by_ratio(model, 0.5, 0.25), (224, 224))
+    sizes = find_units(model).sizes
+    count_complexity(shrunk(model, 0.5, 0.25), (224, 224))
+    count_complexity(masked(model, uniform(find_units(model), 0.5)), (224, 224))
+    assert find_units(model).sizes == sizes
+    assert count_complexity(model, (224, 224)).params == sum(p.numel() for p in model.parameters())
     assert model.training and model.blocks[0].mlp.training
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -162,13 +162,13 @@ def test_yolos_counts_as_published():
         )
     )
     assert input_shape(config) == (800, 1344)
-    assert pruning_arguments(config) is None
     model = build_model(config)
+    assert pruned_network(config, model) is None
     count = count_complexity(model, (512, 864))
     assert count.params == 30_684_768
     tokens, width = 32 * 54 + 101, 384
     assert count.parts['attention'].macs == 12 * (4 * tokens * width**2 + 2 * tokens**2 * width)
-    pruned = count_complexity(shrink_by_ratio(model, 0.4, 0.4), (512, 864))
+    pruned = count_complexity(pruned_network(config, model, 0.4), (512, 864))
     assert f'{pruned.params / 1e6:.1f}' == '23.3'
 
 
@@ -190,18 +190,92 @@ def test_input_shape():
     assert shape(dict(type='Resize', scale=(64, 96))) == (96, 64)
     assert shape(dict(type='mcf_mm.PatchResize', scale=(853, 512)), img_size=224) == (512, 853)
     assert shape(img_size=224) == (224, 224)
+    # In new-style configs types are classes.
+    assert shape(dict(type=PatchResize, scale=(853, 512)), img_size=224) == (512, 853)
     with pytest.raises(ValueError, match='the config says no image size.*--shape HEIGHT WIDTH'):
         shape()
 
 
-def test_ratios_of_the_hook():
+def test_row_masks_count_what_is_not_zero():
+    """Each row of fc1 keeps C' weights and each row of fc2 H': nothing else becomes less."""
+    model = timm.create_model('deit_tiny_patch16_224', depth=2)
+    dense = count_complexity(model, (224, 224))
+    sparse = count_complexity(
+        masked(model, {'blocks.0.mlp': dict(inputs=100, hidden=500)}), (224, 224)
+    )
+    zeros = 768 * (192 - 100) + 192 * (768 - 500)
+    assert dense.params - sparse.params == zeros
+    assert dense.macs - sparse.macs == 197 * zeros
+    assert dense.parts['ffn'].params - sparse.parts['ffn'].params == zeros
+    assert dense.parts['ffn'].macs - sparse.parts['ffn'].macs == 197 * zeros
+    assert {name: dense.parts[name] for name in PARTS if name != 'ffn'} == {
+        name: sparse.parts[name] for name in PARTS if name != 'ffn'
+    }
+
+
+def hooked(*hooks: dict) -> Config:
+    return Config(dict(custom_hooks=list(hooks)))
+
+
+def test_sizes_of_the_hook():
+    model = timm.create_model('deit_tiny_patch16_224', depth=2)
+
+    def sizes(*hooks: dict, **arguments) -> list[dict]:
+        return [ffn.sizes for ffn in find_ffns(pruned_network(hooked(*hooks), model, **arguments))]
+
     hook = dict(type='mcf_mm.MCFPruningHook', ratio=0.3)
-    config = Config(dict(custom_hooks=[dict(type='EMAHook'), dict(hook, hidden_ratio=0.5)]))
-    assert pruning_arguments(config) == dict(WHOLE_METHOD, input_ratio=0.3, hidden_ratio=0.5)
+    ema = dict(type='EMAHook')
+    assert sizes(ema, dict(hook, hidden_ratio=0.5)) == [dict(inputs=134, hidden=384)] * 2
+    # In new-style configs types are classes.
+    assert sizes(dict(hook, type=MCFPruningHook)) == [dict(inputs=134, hidden=537)] * 2
+    assert sizes(dict(hook, multiple=32)) == [dict(inputs=128, hidden=544)] * 2
+    assert sizes(hook, ratio=0.5) == sizes(ratio=0.5) == [dict(inputs=96, hidden=384)] * 2
+    assert sizes(dict(hook, last_step='fis')) == [dict(inputs=192, hidden=768)] * 2
     with pytest.raises(ValueError, match='1.5'):
-        pruning_arguments(Config(dict(custom_hooks=[dict(hook, input_ratio=1.5)])))
-    with pytest.raises(ValueError, match='Linear has no FFN that could be pruned'):
-        shrink_by_ratio(nn.Linear(2, 2), 0.4, 0.4)
+        pruned_network(hooked(dict(hook, input_ratio=1.5)), model)
+    with pytest.raises(ValueError, match='no FFN found in Linear'):
+        pruned_network(hooked(), nn.Linear(2, 2), 0.4)
+    # A network without units can be counted, if nobody asks for it to be pruned.
+    assert pruned_network(hooked(ema), nn.Linear(2, 2)) is None
+
+
+def test_every_kind_of_the_hook_is_counted():
+    """As the closed formulas of the policies say."""
+    model = timm.create_model('deit_tiny_patch16_224', depth=2)
+    ratios = dict(heads=0.34, qk=0.5, v=0.25, inputs=0.4, hidden=0.3)
+    hook = dict(type='mcf_mm.PruningHook', criterion='magnitude', ratios=ratios, epoch=0)
+    slim = pruned_network(hooked(hook), model)
+    assert find_units(slim).sizes == {
+        f'blocks.{layer}.{unit}': sizes
+        for layer in range(2)
+        for unit, sizes in (
+            ('attn', dict(heads=1, qk=32, v=48)),
+            ('mlp', dict(inputs=115, hidden=537)),
+        )
+    }
+    count = count_complexity(slim, (224, 224))
+    costs = measure_costs(model, lambda model: model(torch.zeros(1, 3, 224, 224)))
+    assert dict(params=count.params, macs=count.macs) == costs.of(find_units(slim).sizes)
+    assert count.parts['attention'].params == 2 * (193 * (32 + 32 + 48) + 49 * 192)
+
+
+def test_images_have_the_channels_of_the_first_convolution():
+    backbone = dict(
+        type='mcf_mm.SlimVisionTransformer',
+        arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=40),
+        img_size=32,
+        patch_size=8,
+        in_channels=1,
+    )
+    head = dict(type='VisionTransformerClsHead', num_classes=2, in_channels=16)
+    model = dict(type='ImageClassifier', backbone=backbone, head=head)
+    model = build_model(Config(dict(default_scope='mmpretrain', model=model)))
+    count = count_complexity(model, (32, 32))
+    assert count.parts['patch embedding'].macs == 16 * 16 * 1 * 8 * 8
+    assert count.params == sum(p.numel() for p in model.parameters())
+    # However many groups they are convolved in.
+    grouped = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4))
+    assert count_complexity(grouped, (8, 8)).macs == 64 * 4 * 9
 
 
 def test_tool_prints_one_object():

@@ -16,7 +16,6 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import nn
 
-from mcf_mm.analysis.complexity import build_model
 from mcf_mm.analysis.detections import (
     CAPTION,
     Detector,
@@ -24,6 +23,7 @@ from mcf_mm.analysis.detections import (
     find_images,
     name_pictures,
 )
+from mcf_mm.engine.networks import build_model
 from mcf_mm.pruning import find_ffns
 from mcf_mm.registry import DATASETS
 from mcf_mm.weights.checkpoint import save_state_dict
@@ -91,7 +91,8 @@ def dense(tmp_path_factory) -> tuple[Path, Path, nn.Module]:
 def pruned(tmp_path_factory) -> tuple[Path, Path, nn.Module]:
     """The same for a pruned YOLOS for facemask_coco, as pruning leaves it: slim.py and weights."""
     folder = tmp_path_factory.mktemp('pruned')
-    cfg = small('deit-tiny_2cpu-24e_facemask', ffn_inputs=[19, 20], ffn_hiddens=[33, 40])
+    sizes = dict(inputs=[19, 20], hidden=[33, 40])
+    cfg = small('deit-tiny_2cpu-24e_facemask', sizes=sizes)
     model = build(cfg)
     dataset = DATASETS.build(
         dict(cfg.test_dataloader.dataset, type='mmdet.CocoDataset', lazy_init=True)
@@ -233,13 +234,12 @@ def test_class_names_of_the_config(photos, pruned, tmp_path):
         assert count == 0 and np.abs(blocks[0] - blocks[1]).mean() < 4
         assert (picture != boxes).any()
     # Sizes from the checkpoint, where what training started from is not at hand.
-    for name in ('ffn_inputs', 'ffn_hiddens'):
-        cfg.model.backbone.pop(name)
     cfg.model.backbone.update(
         sizes='auto', init_cfg=dict(type='Pretrained', checkpoint='nowhere.safetensors')
     )
     detector = Detector(cfg, str(tmp_path / 'bare.pth'), title='auto', device='cpu')
-    assert [ffn.sizes for ffn in find_ffns(detector.model)] == [(19, 33), (20, 40)]
+    sizes = [tuple(ffn.sizes.values()) for ffn in find_ffns(detector.model)]
+    assert sizes == [(19, 33), (20, 40)]
     assert detector.title == 'auto'
     # A grey format, which has no place for coloured boxes.
     grey = tmp_path / 'grey.pgm'

@@ -17,7 +17,6 @@ from mcf_mm.analysis.plots import (
     plot_detections,
     plot_kept_sizes,
 )
-from mcf_mm.pruning import Kept
 
 
 def sample(score: float) -> DetDataSample:
@@ -30,8 +29,14 @@ def sample(score: float) -> DetDataSample:
     )
 
 
-SIZES = {'layers.0.ffn': (38, 153), 'layers.1.ffn': (30, 100)}
-FULL = {'layers.0.ffn': (64, 256), 'layers.1.ffn': (48, 192)}
+SIZES = {
+    'layers.0.ffn': dict(inputs=38, hidden=153),
+    'layers.1.ffn': dict(inputs=30, hidden=100),
+}
+FULL = {
+    'layers.0.ffn': dict(inputs=64, hidden=256),
+    'layers.1.ffn': dict(inputs=48, hidden=192),
+}
 
 
 def test_kept_sizes(tmp_path):
@@ -39,11 +44,29 @@ def test_kept_sizes(tmp_path):
     plot_kept_sizes(path, SIZES, FULL)
     assert [p.name for p in path.parent.iterdir()] == ['kept.png']
     assert np.asarray(Image.open(path)).std() > 0
-    with pytest.raises(ValueError, match='no feed-forward network'):
+    with pytest.raises(ValueError, match='sizes is empty: there is nothing to draw'):
         plot_kept_sizes(path, {}, FULL)
     inputs, hiddens = kept_sizes_figure(SIZES, FULL).axes
     assert [bar.get_height() for bar in inputs.patches] == [64, 48, 38, 30]
     assert [bar.get_height() for bar in hiddens.patches] == [256, 192, 153, 100]
+
+
+def test_kept_sizes_of_every_kind():
+    """A picture for each kind, with the units that have it."""
+    sizes = {'layers.0.attn': dict(heads=2, qk=8, v=6), **SIZES}
+    full = {'layers.0.attn': dict(heads=3, qk=16, v=16), **FULL}
+    figure = kept_sizes_figure(sizes, full)
+    bars = {axes.get_title(): [bar.get_height() for bar in axes.patches] for axes in figure.axes}
+    assert bars == {
+        'heads': [3, 2],
+        'q/k channels of a head': [16, 8],
+        'value channels of a head': [16, 6],
+        "inputs C'": [64, 48, 38, 30],
+        "hidden units H'": [256, 192, 153, 100],
+    }
+    # Kinds that are not named are not drawn; each bar has its number.
+    (axes,) = kept_sizes_figure({name: dict(hidden=7) for name in SIZES}, FULL).axes
+    assert [text.get_text() for text in axes.texts] == ['7', '7']
 
 
 def test_kept_inputs():
@@ -53,43 +76,35 @@ def test_kept_inputs():
     assert shown.astype(int).tolist() == [[1, 0, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0]]
 
 
+def shown(axes) -> dict[str, list]:
+    """Ranks and scores of the elements in a picture of importance, by kept and dropped."""
+    return {points.get_label(): points.get_offsets().tolist() for points in axes.collections}
+
+
 def test_importance_and_what_is_kept_of_it():
-    scores = (torch.arange(40.0).view(10, 4), torch.arange(40.0).view(4, 10).flip(0))
-    kept = Kept(torch.tensor([1, 3]), torch.tensor([0, 4, 9]))
+    scores = dict(inputs=torch.tensor([1.0, 4.0, 2.0, 3.0]), hidden=torch.arange(10.0))
+    kept = dict(inputs=torch.tensor([1, 3]), hidden=torch.tensor([0, 4, 9]))
     figure = importance_figure('layers.0.ffn', scores, kept)
-    axes = {ax.get_label(): ax for ax in figure.axes if ax.images}
-    for layer, score in zip(('fc1', 'fc2'), scores, strict=True):
-        assert np.array_equal(axes[layer].images[0].get_array(), score)
-    strips = {
-        name: np.flatnonzero(axes[name].images[0].get_array()).tolist()
-        for name in ('inputs of fc1', 'outputs of fc1', 'inputs of fc2')
-    }
-    assert strips == {
-        'inputs of fc1': [1, 3],
-        'outputs of fc1': [0, 4, 9],
-        'inputs of fc2': [0, 4, 9],
-    }
-    assert axes['inputs of fc1'].get_title() == '2 of 4 kept'
+    inputs, hidden = figure.axes
+    assert shown(inputs) == dict(kept=[[0, 4], [1, 3]], dropped=[[2, 2], [3, 1]])
+    # The vote of MCF need not keep the largest sums.
+    assert shown(hidden)['kept'] == [[0, 9], [5, 4], [9, 0]]
+    assert len(shown(hidden)['dropped']) == 7
+    assert inputs.get_title() == "inputs C': 2 of 4 kept"
     assert 'layers.0.ffn' in figure._suptitle.get_text()
 
 
-def test_large_maps_are_averaged():
-    score = torch.zeros(512, 300)
-    score[:2] = 1
-    kept = Kept(torch.tensor([0]), torch.tensor([0]))
-    figure = importance_figure('ffn', (score, score.T), kept)
-    shown = next(ax for ax in figure.axes if ax.get_label() == 'fc1').images[0]
-    assert shown.get_array().shape == (256, 256)
-    assert np.array_equal(shown.get_array()[:, 0], [1] + [0] * 255)
-    # Rows and columns keep their numbers.
-    assert list(shown.get_extent()) == [0, 300, 512, 0]
+def test_importance_of_a_kind_that_keeps_all():
+    (axes,) = importance_figure('attn', dict(heads=torch.rand(3)), {}).axes
+    assert axes.get_title() == 'heads: 3 of 3 kept'
+    assert len(shown(axes)['kept']) == 3 and not shown(axes).get('dropped')
 
 
 def test_all_scores_equal():
-    score = torch.full((4, 3), 7.0)
-    kept = Kept(torch.tensor([0]), torch.tensor([0]))
-    for scores in ((score, score.T), (score * 0, score.T * 0)):
-        assert figure_pixels(importance_figure('ffn', scores, kept)).std() > 0
+    kept = dict(hidden=torch.tensor([0]))
+    for score in (7.0, 0.0):
+        figure = importance_figure('ffn', dict(hidden=torch.full((4,), score)), kept)
+        assert figure_pixels(figure).std() > 0
 
 
 def test_parts():

@@ -14,9 +14,13 @@ from mmengine.visualization import Visualizer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mcf_mm.analysis.complexity import build_model, count_complexity
-from mcf_mm.analysis.report import report_checkpoint, write_report
-from mcf_mm.pruning import SparseFFN, find_ffns, prune, prune_ffns, x_transformation
+from mcf_mm.analysis import report
+from mcf_mm.analysis.complexity import count_complexity
+from mcf_mm.analysis.report import write_report
+from mcf_mm.engine.networks import build_model
+from mcf_mm.engine.report import report_checkpoint
+from mcf_mm.pruning import Structure, cut, find_ffns, find_units, prune, uniform
+from mcf_mm.pruning.criteria.regular import SparseFFN, x_transformation
 from mcf_mm.weights.checkpoint import save_state_dict
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'report.py'
@@ -40,18 +44,22 @@ def pruned(config) -> dict:
     """A network pruned by known scores, with what the report takes of it."""
     generator = torch.Generator().manual_seed(0)
     model = build_model(config)
-    before = count_complexity(model, (32, 32))
+    before, full = count_complexity(model, (32, 32)), find_units(model).sizes
     sparse = {}
     for ffn in find_ffns(model):
         scores = [torch.rand(size, generator=generator) for size in ((64, 16), (16, 64))]
-        sparse[ffn.name] = SparseFFN.from_scores(scores, scores, 0.4, 0.4)
-    structure = x_transformation(sparse, 0.4, 0.4)
-    prune_ffns(model, structure)
+        sparse[ffn.name] = SparseFFN.from_scores(scores, scores, (9, 38))
+    structure = x_transformation(sparse, uniform(find_units(model), 0.4))
+    cut(model, structure)
     return dict(
         model=model,
         arguments=dict(
             structure=structure,
-            importance={name: (ffn.scores1, ffn.scores2) for name, ffn in sparse.items()},
+            full=full,
+            importance={
+                name: dict(inputs=ffn.scores1.sum(0), hidden=ffn.scores2.sum(0))
+                for name, ffn in sparse.items()
+            },
             before=before,
             after=count_complexity(model, (32, 32)),
         ),
@@ -92,10 +100,11 @@ def test_pictures_as_files_and_in_tensorboard(pruned, tmp_path):
     assert local == {f'mcf_{name}_0.png' for name in NAMES}
 
 
-def test_importance_must_cover_the_structure(pruned, tmp_path):
-    arguments = dict(pruned['arguments'], importance={})
-    with pytest.raises(ValueError, match=r"no scores for 'backbone\.layers\.0\.ffn'"):
-        write_report(tmp_path, **arguments)
+def test_units_without_scores_have_no_picture_of_them(pruned, tmp_path):
+    importance = dict(pruned['arguments']['importance'])
+    del importance['backbone.layers.0.ffn']
+    paths = write_report(tmp_path, **dict(pruned['arguments'], importance=importance))
+    assert {path.stem for path in paths} == NAMES - {'importance_backbone.layers.0.ffn'}
 
 
 def test_without_matplotlib_the_log_says_what_to_install(pruned, tmp_path, monkeypatch):
@@ -109,33 +118,102 @@ def test_without_matplotlib_the_log_says_what_to_install(pruned, tmp_path, monke
     assert log.read_text().count('matplotlib is missing, pip install matplotlib') == 1
 
 
-def test_rows_with_own_inputs_and_networks_without_slim_class(config, tmp_path, monkeypatch):
-    from mcf_mm.analysis import report
+@pytest.fixture
+def drawn(monkeypatch) -> list[dict]:
+    """What pictures of the whole network show: kept and dense sizes, and inputs by channel."""
+    from mcf_mm.analysis import plots
 
-    costs = []
-    monkeypatch.setattr(report, '_overview', lambda *args: costs.append(args) or {})
+    figures = []
+    monkeypatch.setattr(report, 'write_figures', lambda _, new, *args: figures.append(new) or [])
+    monkeypatch.setattr(plots, 'kept_sizes_figure', lambda *args: args)
+    monkeypatch.setattr(plots, 'kept_inputs_figure', lambda *args: args)
+    monkeypatch.setattr(plots, 'parts_figure', lambda *args: args)
+    monkeypatch.setattr(plots, 'importance_figure', lambda *args: args)
+    return figures
+
+
+def test_pictures_show_all_units_and_the_kinds_that_were_pruned(config, drawn, tmp_path):
+    """So that the numbers below the bars are those of the layers."""
+    model = build_model(config)
+    full, cost = find_units(model).sizes, count_complexity(model, (32, 32))
+    ffns, attentions = (
+        [f'backbone.layers.{i}.{kind}' for i in range(2)] for kind in ('ffn', 'attn')
+    )
+
+    def kept(structure: dict) -> dict:
+        write_report(tmp_path, Structure(structure), full, {}, cost, cost)
+        return drawn[-1]
+
+    figures = kept({ffns[1]: dict(hidden=torch.arange(38))})
+    assert figures['kept_sizes'][0] == {ffns[0]: dict(hidden=64), ffns[1]: dict(hidden=38)}
+    assert set(figures) == {'kept_sizes', 'parts'}
+    figures = kept({ffns[1]: dict(inputs=torch.tensor([1, 4]), hidden=torch.arange(64))})
+    assert figures['kept_sizes'][0] == {ffns[0]: dict(inputs=16), ffns[1]: dict(inputs=2)}
+    inputs, width = figures['kept_inputs']
+    assert width == 16 and {name: index.tolist() for name, index in inputs.items()} == {
+        ffns[0]: list(range(16)),
+        ffns[1]: [1, 4],
+    }
+    heads = {name: torch.tensor([1]) for name in attentions}
+    figures = kept(
+        {name: dict(heads=index, v=torch.arange(8, 11)) for name, index in heads.items()}
+    )
+    assert figures['kept_sizes'][0] == dict.fromkeys(attentions, dict(heads=1, v=3))
+
+
+def test_networks_without_slim_class(config, drawn, tmp_path):
     model = build_model(config)
     images = [torch.randn(4, 3, 32, 32)]
-    prune(model, images, last_step='crs', forward=lambda x: model(x, mode='tensor'))
-    save_state_dict(tmp_path / 'rows.safetensors', model.state_dict(), {})
-    rows = Config(config.to_dict())
-    rows.model.backbone.update(ffn_inputs=9, ffn_hiddens=38, ffn_selection='row')
-    report_checkpoint(rows, tmp_path / 'rows.safetensors', tmp_path)
-    model = build_model(config)
     prune(model, images, forward=lambda x: model(x, mode='tensor'))
     save_state_dict(tmp_path / 'slim.safetensors', model.state_dict(), {})
-    other = Config(config.to_dict())
-    other.model.backbone.update(
-        type='mcf_mm.SlimModel',
-        base='mmpretrain.VisionTransformer',
-        ffn_sizes={f'layers.{layer}.ffn': (9, 38) for layer in range(2)},
-    )
-    report_checkpoint(other, tmp_path / 'slim.safetensors', tmp_path)
-    for (_, full, sizes, inputs, before, after), shown in zip(costs, (0, 2), strict=True):
-        assert set(full.values()) == {(16, 64)} and set(sizes.values()) == {(9, 38)}
-        assert len(inputs) == shown
+    ffns = [f'layers.{layer}.ffn' for layer in range(2)]
+    for arguments in (
+        dict(sizes={ffn: dict(inputs=9, hidden=38) for ffn in ffns}),
+        dict(ffn_sizes=dict.fromkeys(ffns, (9, 38))),  # of mcf_mm 0.1
+    ):
+        other = Config(config.to_dict())
+        other.model.backbone.update(
+            type='mcf_mm.SlimModel', base='mmpretrain.VisionTransformer', **arguments
+        )
+        report_checkpoint(other, tmp_path / 'slim.safetensors', tmp_path)
+        sizes, full = drawn[-1]['kept_sizes']
+        assert set(sizes) == {f'backbone.{ffn}' for ffn in ffns}
+        assert all(full[name] == dict(inputs=16, hidden=64) for name in sizes)
+        assert all(own == dict(inputs=9, hidden=38) for own in sizes.values())
+        inputs, _ = drawn[-1]['kept_inputs']
+        for ffn in find_ffns(model):
+            assert torch.equal(inputs[ffn.name], ffn.fc1.inputs)
+        before, after = drawn[-1]['parts']
+        assert after == count_complexity(model, (32, 32))
         assert after.params < before.params and after.macs < before.macs
-    assert costs[0][5].macs > costs[1][5].macs
+
+
+def test_a_checkpoint_with_pruned_attention(config, drawn, tmp_path):
+    model = build_model(config)
+    ratios = dict(heads=0.5, qk=0.5, v=0.25, hidden=0.4)
+    prune(model, criterion='magnitude', ratios=ratios)
+    save_state_dict(tmp_path / 'slim.safetensors', model.state_dict(), {})
+    report_checkpoint(config, tmp_path / 'slim.safetensors', tmp_path)
+    sizes, full = drawn[-1]['kept_sizes']
+    assert sizes == {
+        f'backbone.layers.{layer}.{unit}': own
+        for layer in range(2)
+        for unit, own in (('attn', dict(heads=1, qk=4, v=6)), ('ffn', dict(hidden=38)))
+    }
+    assert full['backbone.layers.1.attn'] == dict(heads=2, qk=8, v=8)
+    assert drawn[-1]['parts'][1] == count_complexity(model, (32, 32))
+    assert 'kept_inputs' not in drawn[-1]
+
+
+def test_rows_with_inputs_of_their_own_are_refused(config, pruned, tmp_path):
+    """mcf_mm 0.1 could select them."""
+    weights = pruned['model'].state_dict()
+    name = 'backbone.layers.0.ffn.layers.0.0'
+    weights[f'{name}.inputs'] = torch.arange(9).repeat(38, 1)
+    save_state_dict(tmp_path / 'rows.safetensors', weights, {})
+    config.model.backbone.update(ffn_inputs=9, ffn_hiddens=38, ffn_selection='row')
+    with pytest.raises(ValueError, match="ffn_selection='row'.*prune the dense network again"):
+        report_checkpoint(config, tmp_path / 'rows.safetensors', tmp_path)
 
 
 def test_a_finished_checkpoint(config, pruned, tmp_path):
@@ -145,7 +223,7 @@ def test_a_finished_checkpoint(config, pruned, tmp_path):
     assert {path.stem for path in dense} == {'kept_sizes', 'kept_inputs', 'parts'}
     # The config of the pruned network tells the same.
     slim = Config(config.to_dict())
-    slim.model.backbone.update(ffn_inputs=9, ffn_hiddens=38)
+    slim.model.backbone.update(sizes=dict(inputs=[9, 9], hidden=38))
     slim = report_checkpoint(slim, checkpoint, tmp_path / 'slim')
     # And so does the report of the run.
     run = write_report(tmp_path / 'run', **pruned['arguments'])
@@ -166,7 +244,7 @@ def test_tool(config, pruned, tmp_path, monkeypatch):
     save_state_dict(tmp_path / 'other.safetensors', {'x': torch.zeros(1)}, {})
     for name, message in (
         ('absent.safetensors', 'error: no checkpoint .*absent.safetensors'),
-        ('other.safetensors', r'error: .*other.safetensors has no .backbone\.layers\.0\.ffn'),
+        ('other.safetensors', r'error: .*other.safetensors has no .backbone\.layers\.0\.attn\.qkv'),
     ):
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, [tmp_path / name, *arguments])])
         with pytest.raises(SystemExit, match=message):

@@ -14,7 +14,8 @@ from mmengine.config import Config
 from packaging.version import Version
 from torch import nn
 
-from mcf_mm.analysis.throughput import Comparison, Speed, dense_and_pruned, measure_throughput
+from mcf_mm.analysis.throughput import Comparison, Speed, compare, measure_throughput
+from mcf_mm.engine.networks import dense_and_pruned
 from mcf_mm.pruning import SlimLinear, find_ffns
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'throughput.py'
@@ -134,6 +135,12 @@ def test_ratios():
     )
 
 
+def test_images_have_the_channels_of_the_networks():
+    models = dict(A=nn.Conv2d(1, 4, 3), B=nn.Conv2d(1, 2, 3))
+    comparison = compare(models, (6, 6), batch_size=2, rounds=1)
+    assert [speed.macs for speed in comparison.networks.values()] == [576, 288]
+
+
 def micro_config(pruned: bool = True, depth: int = 2) -> Config:
     hook = dict(type='mcf_mm.MCFPruningHook', ratio=0.4)
     return Config(
@@ -158,9 +165,9 @@ def micro_config(pruned: bool = True, depth: int = 2) -> Config:
 
 def test_which_networks_are_compared():
     models = dense_and_pruned(micro_config())
-    assert [ffn.sizes for ffn in find_ffns(models['A'])] == [(16, 64)] * 2
+    assert [ffn.sizes for ffn in find_ffns(models['A'])] == [dict(inputs=16, hidden=64)] * 2
     slim = find_ffns(models['B'])
-    assert [ffn.sizes for ffn in slim] == [(9, 38)] * 2
+    assert [ffn.sizes for ffn in slim] == [dict(inputs=9, hidden=38)] * 2
     for ffn in slim:
         inputs = ffn.fc1.inputs
         assert isinstance(ffn.fc1, SlimLinear)
@@ -168,10 +175,10 @@ def test_which_networks_are_compared():
         assert (inputs.diff() > 0).all() and inputs[-1] < 16 and inputs[-1] - inputs[0] > 8
     # A config with the hook stands for the dense network as A, for the pruned one as B.
     models = dense_and_pruned(micro_config(pruned=False, depth=3), micro_config())
-    assert [ffn.sizes for ffn in find_ffns(models['A'])] == [(16, 64)] * 3
-    assert [ffn.sizes for ffn in find_ffns(models['B'])] == [(9, 38)] * 2
+    assert [ffn.sizes for ffn in find_ffns(models['A'])] == [dict(inputs=16, hidden=64)] * 3
+    assert [ffn.sizes for ffn in find_ffns(models['B'])] == [dict(inputs=9, hidden=38)] * 2
     models = dense_and_pruned(micro_config(), micro_config(pruned=False, depth=3))
-    assert [ffn.sizes for ffn in find_ffns(models['B'])] == [(16, 64)] * 3
+    assert [ffn.sizes for ffn in find_ffns(models['B'])] == [dict(inputs=16, hidden=64)] * 3
     with pytest.raises(ValueError, match='no mcf_mm.MCFPruningHook .* name a second config'):
         dense_and_pruned(micro_config(pruned=False))
 

@@ -13,8 +13,8 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-from mcf_mm.analysis.complexity import build_model
 from mcf_mm.engine.config import load_config
+from mcf_mm.engine.networks import build_model
 from mcf_mm.pruning import find_ffns, prune
 from mcf_mm.weights.checkpoint import save_state_dict
 
@@ -118,7 +118,7 @@ def classifier(backbone: dict) -> nn.Module:
 def test_takes_the_backbone_of_a_classifier(name, pruned, coco_mini, tmp_path):
     source = classifier(SMALL[name][0])
     if pruned:
-        prune(source, [torch.randn(4, 3, 64, 64)], input_ratio=0.4, hidden_ratio=0.4)
+        prune(source, [torch.randn(4, 3, 64, 64)], ratios=0.4)
     path = tmp_path / 'slim.safetensors'
     save_state_dict(path, source.state_dict(), {})
     cfg = small_config(name, coco_mini, tmp_path / 'work')
@@ -127,7 +127,7 @@ def test_takes_the_backbone_of_a_classifier(name, pruned, coco_mini, tmp_path):
     cfg.model.backbone.update(sizes=original.sizes, init_cfg=init_cfg)
     model = build_model(cfg)
     model.init_weights()
-    assert all((ffn.sizes[0] < ffn.width) == pruned for ffn in find_ffns(model))
+    assert all((ffn.sizes['inputs'] < ffn.width) == pruned for ffn in find_ffns(model))
     weights = source.backbone.state_dict()
     new = {'norm0.weight', 'norm0.bias', 'det_token'}
     assert model.backbone.state_dict().keys() - weights.keys() <= new
@@ -162,7 +162,8 @@ def test_pruned_directly_on_coco(name, coco_mini, tmp_path):
     ffns = find_ffns(runner.model)
     assert len(ffns) == 2
     for ffn in ffns:
-        assert ffn.sizes == (int(0.6 * ffn.width), int(0.6 * ffn.width * (2.5, 4)['swin' in name]))
+        hidden = int(0.6 * ffn.width * (2.5, 4)['swin' in name])
+        assert ffn.sizes == dict(inputs=int(0.6 * ffn.width), hidden=hidden)
 
     # As tools/test.py does.
     slim = load_config(str(tmp_path / 'work' / 'slim.py'), str(tmp_path / 'again'))

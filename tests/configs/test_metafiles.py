@@ -6,13 +6,9 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from mcf_mm.analysis.complexity import (
-    build_model,
-    count_complexity,
-    input_shape,
-    pruning_arguments,
-    shrink_by_ratio,
-)
+from mcf_mm.analysis.complexity import count_complexity
+from mcf_mm.engine.config import input_shape
+from mcf_mm.engine.networks import build_model, pruned_network
 
 ROOT = Path(__file__).parents[2]
 METAFILES = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
@@ -38,18 +34,17 @@ def test_every_config_imports_what_it_names():
 def test_parameters_and_macs(model):
     config = Config.fromfile(ROOT / model['Config'])
     assert Path(model['Config']).stem == model['Name']
-    pruning = pruning_arguments(config)
+    pruning = config
     backbone = config.model.backbone
     if backbone.get('sizes') == 'auto':
         # From the work directory of the config that prunes the backbone, where nothing is yet.
         origin = Path(backbone.init_cfg.checkpoint).parent.name
-        pruning = pruning_arguments(Config.fromfile(ROOT / f'configs/mcf/{origin}.py'))
+        pruning = Config.fromfile(ROOT / f'configs/mcf/{origin}.py')
         del backbone['sizes']
     dense = build_model(config)
     shape = input_shape(config)
-    networks = {'': dense}
-    if pruning:
-        networks = {'Dense ': dense, '': shrink_by_ratio(dense, **pruning)}
+    pruned = pruned_network(pruning, dense)
+    networks = {'': dense} if pruned is None else {'Dense ': dense, '': pruned}
     for prefix, network in networks.items():
         count = count_complexity(network, shape)
         assert count.params == model['Metadata'][f'{prefix}Parameters']

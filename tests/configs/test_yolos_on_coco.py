@@ -14,8 +14,8 @@ from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mcf_mm.engine.bad_input import build_runner
-from mcf_mm.pruning import find_ffns
+from mcf_mm.engine.runner import build_runner
+from mcf_mm.pruning import find_ffns, find_units
 from mcf_mm.registry import MODELS
 from mcf_mm.weights.checkpoint import save_state_dict
 
@@ -67,11 +67,11 @@ def load(name: str, coco_mini: Path, work_dir: Path) -> Config:
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     """Classifiers to start from: DeiT-S and DeiT-Ti with random weights, dense and at p = 0.4."""
     folder, paths = tmp_path_factory.mktemp('checkpoints'), {}
-    for arch, (inputs, hiddens) in {'deit-small': (230, 921), 'deit-tiny': (115, 460)}.items():
-        for name, sizes in (('', {}), ('mcf-', dict(ffn_inputs=inputs, ffn_hiddens=hiddens))):
-            kind = dict(type='mcf_mm.SlimVisionTransformer', arch=arch, **sizes)
+    for arch, (inputs, hidden) in {'deit-small': (230, 921), 'deit-tiny': (115, 460)}.items():
+        for name, sizes in (('', None), ('mcf-', dict(inputs=inputs, hidden=hidden))):
+            kind = dict(type='mcf_mm.SlimVisionTransformer', arch=arch, sizes=sizes)
             model = torch.nn.ModuleDict(dict(backbone=MODELS.build(kind)))
-            header = dict(sizes={ffn.name: list(ffn.sizes) for ffn in find_ffns(model)})
+            header = dict(sizes=find_units(model).sizes)
             paths[name + arch] = folder / f'{name}{arch}.safetensors'
             save_state_dict(paths[name + arch], model.state_dict(), header)
     return paths
@@ -106,7 +106,7 @@ def test_two_iterations_and_an_evaluation(name, coco_mini, checkpoints, tmp_path
     starts = ('backbone.layers.0.attn', 'backbone.pos_embed', 'bbox_head.fc_cls')
     for key in filter(lambda key: key.startswith(starts), after):
         assert not torch.equal(after[key], before[key]), key
-    sizes = {ffn.sizes for ffn in find_ffns(runner.model)}
+    sizes = {tuple(ffn.sizes.values()) for ffn in find_ffns(runner.model)}
     width = config.model.bbox_head.embed_dims
     kept = (int(0.6 * width), int(0.6 * 4 * width))
     assert sizes == {kept if 'mcf-' in name else (width, 4 * width)}

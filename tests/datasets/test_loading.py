@@ -104,3 +104,38 @@ def test_leaving_bad_files_out(tmp_path):
     (tmp_path / 'bad.jpg').write_bytes(b'')
     assert load(tmp_path / 'bad.jpg', ignore_empty=True) is None
     assert f'left out: {tmp_path}/bad.jpg: the image file is empty' in log.read_text()
+
+
+@pytest.mark.parametrize(
+    'size, message',
+    [
+        (
+            (64, 96),
+            r'photo\.jpg: the image is 64 x 96 pixels .* are for 96 x 64\. The file was tur',
+        ),
+        ((48, 32), r'photo\.jpg: the image is 48 x 32 pixels .* are for 96 x 64\. .* was resized'),
+        ((96, 65), r'photo\.jpg: the image is 96 x 65 pixels .* are for 96 x 64\. .* was resized'),
+    ],
+)
+@pytest.mark.parametrize('ignore_empty', [False, True])
+def test_an_image_of_another_size_than_labelled(jpeg, size, message, ignore_empty):
+    Image.open(jpeg).resize(size).save(jpeg)
+    transform = TRANSFORMS.build(dict(type='mcf_mm.LoadImageFromFile', ignore_empty=ignore_empty))
+    with pytest.raises(ValueError, match=message):
+        transform(dict(img_path=str(jpeg), width=96, height=64))
+    transform(dict(img_path=str(jpeg), width=size[0], height=size[1]))
+
+
+@pytest.mark.parametrize('orientation', [5, 6, 7, 8])
+def test_an_image_turned_by_exif(jpeg, orientation):
+    image = Image.open(jpeg)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(jpeg, exif=exif)
+    load = TRANSFORMS.build(dict(type='mcf_mm.LoadImageFromFile'))
+    as_stored = dict(img_path=str(jpeg), width=96, height=64)
+    with pytest.raises(ValueError, match=r'64 x 96 pixels .* 96 x 64\. .*EXIF .*exif_transpose'):
+        load(as_stored)
+    assert load(dict(as_stored, width=64, height=96))['img'].shape == (96, 64, 3)
+    keeps = dict(type='mcf_mm.LoadImageFromFile', color_type='color_ignore_orientation')
+    assert TRANSFORMS.build(keeps)(as_stored)['img'].shape == (64, 96, 3)

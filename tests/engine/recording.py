@@ -40,7 +40,7 @@ class RecordHook(Hook):
         self.masks = []
 
     def after_train_epoch(self, runner):
-        sparse = find_hook(runner, MCFPruningHook).sparse
+        sparse = find_hook(runner, MCFPruningHook).pruning.sparse
         self.masks.append({name: (ffn.mask1, ffn.mask2) for name, ffn in sparse.items()})
 
     def after_train(self, runner):

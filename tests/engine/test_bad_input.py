@@ -11,9 +11,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
-from mcf_mm.engine.bad_input import build_runner
 from mcf_mm.engine.calibration_data import calibration_loader, image_names
 from mcf_mm.engine.resume import latest_checkpoint, make_resumable
+from mcf_mm.engine.runner import build_runner
 
 TOKENS = 5
 
@@ -103,9 +103,15 @@ def test_images_of_unlike_kinds_are_trained_on(detection, scenes):
 
 
 @pytest.mark.parametrize(
-    'kind, num_boxes', [('crowds', 13), ('outside', 0), ('no size', 0), ('none', 0)]
+    'kind, message',
+    [
+        ('crowds', r'nothing is left .* 10 images with 13 annotations: 13 that are crowds'),
+        ('outside', '13 with a box outside the image'),
+        ('no size', '13 with a box smaller than a pixel'),
+        ('none', r"the training set has not a single box: .*\['.*scenes\.json'\] list no objects"),
+    ],
 )
-def test_training_where_nothing_can_be_learnt(detection, scenes, kind, num_boxes):
+def test_training_where_nothing_can_be_learnt(detection, scenes, kind, message):
     def change(content: dict) -> None:
         for annotation in content['annotations']:
             if kind == 'crowds':
@@ -119,16 +125,44 @@ def test_training_where_nothing_can_be_learnt(detection, scenes, kind, num_boxes
 
     change_annotations(scenes, change)
     detection.pop('val_dataloader'), detection.pop('val_evaluator'), detection.pop('val_cfg')
-    runner = build_runner(detection)
-    runner.train()
-    dataset = runner.train_dataloader.dataset
-    boxes = [box for n in range(len(dataset)) for box in dataset.get_data_info(n)['instances']]
-    assert len(dataset) == 10 and len(boxes) == num_boxes
-    scalars = runner.message_hub.log_scalars
-    # No-object is all there is to learn.
-    assert (scalars['train/loss_bbox'].data[0] == 0).all()
-    assert (scalars['train/loss_cls'].data[0] > 0).all()
+    with pytest.raises(ValueError, match=message):
+        build_runner(detection).train()
+    assert checkpoints(detection) == []
+
+
+def test_images_without_objects_beside_others_are_trained_on(detection, scenes):
+    content = json.loads((scenes / 'scenes.json').read_text())
+    (scenes / 'negatives.json').write_text(json.dumps(dict(content, annotations=[])))
+    inner = detection.train_dataloader.dataset
+    negatives = dict(inner, ann_file='negatives.json')
+    detection.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[negatives, inner])
+    build_runner(detection).train()
     assert checkpoints(detection) == ['epoch_1.pth']
+    detection.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[negatives] * 2)
+    detection.experiment_name += 'again'
+    with pytest.raises(ValueError, match='the training set has not a single box'):
+        build_runner(detection).train()
+
+
+def test_an_image_resized_after_labelling_is_named(detection, scenes):
+    Image.open(scenes / '3.png').resize((50, 50)).save(scenes / '3.png')
+    with pytest.raises(ValueError, match=r'3\.png: the image is 50 x 50 pixels .* are for \d+ x'):
+        build_runner(detection).train()
+    detection.experiment_name += 'again'
+    with pytest.raises(ValueError, match=r'3\.png: the image is 50 x 50 pixels .* are for \d+ x'):
+        build_runner(detection).val()
+
+
+def test_what_pycocotools_would_crash_on_stops_before_training(detection, scenes):
+    def change(content: dict) -> None:
+        for annotation in content['annotations']:
+            annotation['segmentation'] = [[5, 5, 9, 9]]
+
+    change_annotations(scenes, change)
+    detection.val_evaluator.metric = ['bbox', 'segm']
+    with pytest.raises(ValueError, match=r'annotation 1 of 1\.png .* a polygon of 4 coordinates'):
+        build_runner(detection).train()
+    assert checkpoints(detection) == []
 
 
 def test_an_unknown_category_stops_before_training(detection, scenes):
@@ -284,3 +318,10 @@ def test_a_wrapped_dataset_is_checked_too(detection, scenes):
     )
     with pytest.raises(ValueError, match='has category_id 8'):
         build_runner(detection).train()
+
+
+def test_classes_of_detectors_that_differ(detection):
+    detection.val_dataloader.dataset.metainfo = dict(classes=('red',))
+    with pytest.raises(ValueError, match='only in the training set: green; only in the validation'):
+        build_runner(detection).train()
+    assert checkpoints(detection) == []

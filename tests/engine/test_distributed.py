@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from recording import ROOT, environment
 
 from mcf_mm.engine import MCFPruningHook
-from mcf_mm.engine.parallel import require_supported_parallelism
+from mcf_mm.engine.runner import require_supported_parallelism
 
 
 def launch(config, *arguments, torchrun=False):
@@ -91,8 +91,8 @@ def test_two_processes_prune_alike_and_resume_to_the_same_weights(distributed_cf
     with pytest.raises(InterruptedError):
         runner.train()
     hook = next(hook for hook in runner.hooks if isinstance(hook, MCFPruningHook))
-    assert list(hook.sparse) == list(first['masks'][0]) == ['backbone.layers.2.ffn']
-    sparse, masks = hook.sparse['backbone.layers.2.ffn'], first['masks'][0]['backbone.layers.2.ffn']
+    assert list(hook.pruning.sparse) == list(first['masks'][0]) == ['backbone.layers.2.ffn']
+    (sparse,), (masks,) = hook.pruning.sparse.values(), first['masks'][0].values()
     assert torch.equal(sparse.mask1, masks[0]) and torch.equal(sparse.mask2, masks[1])
 
 

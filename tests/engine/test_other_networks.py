@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mcf_mm.analysis.complexity import build_model
+from mcf_mm.engine.networks import build_model
 from mcf_mm.models import SlimSwinTransformer
 from mcf_mm.models.dense_heads.yolos_head import ASSIGNER
 from mcf_mm.pruning import find_ffns
@@ -48,7 +48,7 @@ def test_classifiers(cfg, name, tmp_path):
     runner = Runner.from_cfg(cfg)
     dense = type(runner.model.backbone)
     runner.train()
-    assert all(ffn.sizes[0] < ffn.width for ffn in find_ffns(runner.model))
+    assert all(ffn.sizes['inputs'] < ffn.width for ffn in find_ffns(runner.model))
     slim_cfg = Config.fromfile(Path(cfg.work_dir) / 'slim.py')
     slim_cfg.work_dir, slim_cfg.experiment_name = str(tmp_path / 'again'), 'again' + tmp_path.name
     again = Runner.from_cfg(slim_cfg)
@@ -73,7 +73,8 @@ def test_swin_backbone_takes_its_sizes_from_a_classifier(cfg, tmp_path):
         init_cfg=dict(type='Pretrained', checkpoint=path, prefix='backbone.'),
     )
     backbone.init_weights()
-    assert [ffn.sizes for ffn in find_ffns(backbone)] == [(9, 38), (19, 76), (19, 76)]
+    sizes = [tuple(ffn.sizes.values()) for ffn in find_ffns(backbone)]
+    assert sizes == [(9, 38), (19, 76), (19, 76)]
     assert backbone.train(False) is backbone
     maps = backbone(torch.randn(1, 3, 40, 56))
     assert [tuple(features.shape) for features in maps] == [(1, 16, 10, 14), (1, 32, 5, 7)]
@@ -81,7 +82,8 @@ def test_swin_backbone_takes_its_sizes_from_a_classifier(cfg, tmp_path):
     for key, value in backbone.state_dict().items():
         if not key.startswith('norm0'):  # of the new output
             assert torch.equal(value, weights[f'backbone.{key}']), key
-    backbone = SlimSwinTransformer(**settings, ffn_inputs=[9, 19, 20], ffn_hiddens=[38, 76, 76])
+    sizes = dict(inputs=[9, 19, 20], hidden=[38, 76, 76])
+    backbone = SlimSwinTransformer(**settings, sizes=sizes)
     with pytest.raises(ValueError, match='stages.1.blocks.1.ffn: the checkpoint has 19 inputs'):
         backbone.load_state_dict(
             {key.removeprefix('backbone.'): value for key, value in weights.items()}
@@ -128,7 +130,8 @@ def test_detr(detection_cfg, tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     names = ['encoder.layers.0.ffn', 'decoder.layers.0.ffn', 'decoder.layers.1.ffn']
-    assert {ffn.name: ffn.sizes for ffn in find_ffns(runner.model)} == dict.fromkeys(names, (9, 24))
+    kept = dict.fromkeys(names, dict(inputs=9, hidden=24))
+    assert {ffn.name: ffn.sizes for ffn in find_ffns(runner.model)} == kept
     slim_cfg = Config.fromfile(Path(cfg.work_dir) / 'slim.py')
     assert slim_cfg.model.base == 'mmdet.DETR' and slim_cfg.model.backbone.depth == 18
     slim_cfg.work_dir, slim_cfg.experiment_name = str(tmp_path / 'again'), 'again' + tmp_path.name
@@ -144,16 +147,26 @@ def test_detr(detection_cfg, tmp_path):
         # From the file: mmdet's heads change the config that they are built from.
         bad = Config.fromfile(f'{cfg.work_dir}/slim.py')
         bad.merge_from_dict({key: slim_cfg[key] for key in ('test_dataloader', 'test_evaluator')})
-        bad.test_cfg, bad.work_dir, bad.model.ffn_sizes = dict(), slim_cfg.work_dir, sizes
+        bad.test_cfg, bad.work_dir = dict(), slim_cfg.work_dir
+        bad.model.pop('sizes')
+        bad.model.update(sizes)
         bad.experiment_name = f'{len(str(sizes))}{tmp_path.name}'
         return Runner.from_cfg(bad)
 
-    with pytest.raises(ValueError, match='encoder.layers.0.ffn: the checkpoint has 9 inputs and'):
-        build(dict.fromkeys(names, (9, 25))).test()
-    with pytest.raises(ValueError, match=r"ffn_sizes\['encoder.*\]\[0\] is 17, it must be from 1"):
-        build({names[0]: (17, 25)})
-    with pytest.raises(ValueError, match="mmdet.DETR has no FFN 'encoder.ffn'; it has"):
-        build({'encoder.ffn': (9, 24)})
+    # As mcf_mm 0.1 wrote it.
+    old = build(dict(ffn_sizes=dict.fromkeys(names, (9, 24))))
+    assert find_ffns(old.model)[0].sizes == kept[names[0]]
+    larger = dict.fromkeys(names, dict(inputs=9, hidden=25))
+    with pytest.raises(ValueError, match='encoder.layers.0.ffn: the checkpoint has 9 inputs, 24'):
+        build(dict(sizes=larger)).test()
+    with pytest.raises(
+        ValueError, match='sizes of mmdet.DETR: inputs of encoder.* is 17, it must be from 1 to 16'
+    ):
+        build(dict(sizes={names[0]: dict(inputs=17, hidden=25)}))
+    with pytest.raises(
+        ValueError, match="sizes of mmdet.DETR names the unit 'encoder.ffn', the network has"
+    ):
+        build(dict(sizes={'encoder.ffn': dict(inputs=9)}))
 
 
 def test_a_network_without_slim_class_is_as_strict(cfg):
@@ -161,8 +174,8 @@ def test_a_network_without_slim_class_is_as_strict(cfg):
         type='ImageClassifier', backbone=TIMM, neck=POOL,
         head=dict(type='LinearClsHead', in_channels=16, num_classes=2),
     )  # fmt: skip
-    sizes = {'timm_model.stages.0.blocks.0.mlp': (4, 16)}
-    cfg.model.backbone = dict(cfg.model.backbone, type='mcf_mm.SlimModel', ffn_sizes=sizes)
+    sizes = {'timm_model.stages.0.blocks.0.mlp': dict(inputs=4, hidden=16)}
+    cfg.model.backbone = dict(cfg.model.backbone, type='mcf_mm.SlimModel', sizes=sizes)
     cfg.model.backbone.base = 'mmpretrain.TIMMBackbone'
     backbone = build_model(cfg).backbone
     weights = {f'timm_model.{k}': v for k, v in backbone.timm_model.state_dict().items()}

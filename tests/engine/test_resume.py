@@ -77,7 +77,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(random_cfg, tmp
 def test_epochs_differ_and_workers_are_seeded(random_cfg):
     """What the loader gives in an epoch depends on the epoch, not on the epochs before it."""
     make_resumable(random_cfg)
-    random_cfg.custom_hooks = [random_cfg.custom_hooks[-1]]
+    random_cfg.custom_hooks = [dict(type='mcf_mm.EpochSeedHook')]
     random_cfg.train_dataloader.sampler.shuffle = False
     runner = Runner.from_cfg(random_cfg)
     hook = next(hook for hook in runner.hooks if type(hook).__name__ == 'EpochSeedHook')
@@ -158,7 +158,8 @@ def test_hooks_are_added_once_and_other_checkpoint_hooks_left_alone():
     cfg = Config(dict(default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=7))))
     make_resumable(cfg)
     make_resumable(cfg)
-    assert cfg.custom_hooks == [dict(type='mcf_mm.EpochSeedHook')]
+    names = ('EpochSeedHook', 'SameRunHook')
+    assert cfg.custom_hooks == [dict(type=f'mcf_mm.{name}') for name in names]
     assert cfg.default_hooks.checkpoint == dict(type='mcf_mm.AtomicCheckpointHook', interval=7)
     for checkpoint in (None, dict(type='OwnCheckpointHook')):
         cfg = Config(dict(default_hooks=dict(checkpoint=checkpoint)))

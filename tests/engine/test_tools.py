@@ -5,9 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from fork_server import run_tool
 from mmengine.config import Config
 
+from mcf_mm.engine.networks import build_model
 from mcf_mm.weights.checkpoint import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,12 +57,40 @@ def test_train_prune_and_test(config, tmp_path):
     [
         ('train.py', ['nowhere.py'], 'no config file nowhere.py'),
         ('test.py', ['nowhere.py', 'x.pth'], 'no config file nowhere.py'),
-        ('prune.py', ['CONFIG', 'x.pth', '--out', 'o', '--ratio', '1'], 'must be in [0, 1), got 1'),
+        (
+            'prune.py',
+            ['CONFIG', 'x.pth', '--out', 'o', '--ratio', '1'],
+            'must be a number in [0, 1), got 1',
+        ),
+        *(
+            ('prune.py', ['CONFIG', 'DENSE', '--out', 'o', *options], message)
+            for options, message in (
+                (['--num-images', '0'], 'num_images must be at least 1, got 0'),
+                (['--num-images', '-1'], 'num_images must be at least 1, got -1'),
+                (['--num-images', 'nan'], "argument --num-images: invalid int value: 'nan'"),
+                (['--multiple', '0'], 'multiple must be at least 1, got 0'),
+                (['--seed', '-1'], 'seed must be a whole number from 0 to 2**32 - 1, got -1'),
+                (['--scale', 'nan'], 'scale must be positive, got nan'),
+                (['--guide', 'nan'], 'guide must be in (0, 1], got nan'),
+                (['--hidden-ratio', 'nan'], 'must be a number in [0, 1), got nan'),
+                (['--ratios', ''], "--ratios must be KIND=RATIO,..., got ''"),
+                (['--ratios', 'hidden=0.1,hidden=0.2'], '--ratios names hidden twice'),
+                (
+                    ['--criterion', 'fisher', '--method', 'magnitude'],
+                    '--method magnitude is for --criterion mcf, got fisher',
+                ),
+                (['--criterion', 'random', '--scale', 'nan'], '--scale nan is for --criterion mcf'),
+            )
+        ),
         ('prune.py', ['CONFIG', 'x.safetensors', '--out', 'o'], 'no checkpoint x.safetensors'),
     ],
 )
 def test_bad_input_is_named(config, tmp_path, tool, arguments, message):
     arguments = [str(config) if word == 'CONFIG' else word for word in arguments]
+    if 'DENSE' in arguments:
+        dense = tmp_path / 'dense.pth'
+        torch.save(build_model(Config.fromfile(config)).state_dict(), dense)
+        arguments = [str(dense) if word == 'DENSE' else word for word in arguments]
     arguments = [str(tmp_path / 'o') if word == 'o' else word for word in arguments]
     done = run(tool, *arguments)
     assert done.returncode != 0

@@ -44,7 +44,7 @@ def test_the_average_is_masked_cut_and_written(cfg, watch, update_buffers):
 
     def look(runner):
         average = find_hook(runner, EMAHook).ema_model.module
-        sparse = find_hook(runner, MCFPruningHook).sparse
+        sparse = find_hook(runner, MCFPruningHook).pruning.sparse
         num_masked.append(len(sparse))
         for ffn in find_ffns(average):
             if ffn.name in sparse:
@@ -54,7 +54,7 @@ def test_the_average_is_masked_cut_and_written(cfg, watch, update_buffers):
     runner = watch(cfg, look)
     assert num_masked == [1] * 3 + [2] * 3 + [3] * 3 + [0] * 6
     average = find_hook(runner, EMAHook).ema_model.module
-    assert {ffn.sizes for ffn in find_ffns(average)} == {(9, 24)}
+    assert {tuple(ffn.sizes.values()) for ffn in find_ffns(average)} == {(9, 24)}
     # What was validated is what is written, and not the last weights.
     written = read_state_dict(str(Path(cfg.work_dir) / 'slim.safetensors'))
     checkpoint = read_state_dict(str(Path(cfg.work_dir) / 'epoch_5.pth'))
@@ -79,7 +79,7 @@ def test_mixed_precision(cfg, watch, kind):
     cfg.optim_wrapper.type = f'mmengine.{kind}'
     cfg.randomness.deterministic = False
     runner = watch(cfg, lambda runner: None)
-    assert {ffn.sizes for ffn in find_ffns(runner.model)} == {(9, 24)}
+    assert {tuple(ffn.sizes.values()) for ffn in find_ffns(runner.model)} == {(9, 24)}
     assert all(value.dtype == torch.float32 for value in runner.model.parameters())
     assert all(value.isfinite().all() for value in runner.model.parameters())
 

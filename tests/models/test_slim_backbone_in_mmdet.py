@@ -11,7 +11,7 @@ from mcf_mm.models import SlimVisionTransformer
 from mcf_mm.weights.checkpoint import save_state_dict
 
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
-SIZES = dict(ffn_inputs=(20, 24, 32, 16), ffn_hiddens=(40, 64, 30, 20))
+SIZES = dict(inputs=(20, 24, 32, 16), hidden=(40, 64, 30, 20), heads=(1, 2, 2, 1), qk=12, v=9)
 PREPROCESSOR = dict(type='mmdet.DetDataPreprocessor', pad_size_divisor=16)
 TEST_CFG = dict(nms_pre=100, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20)
 
@@ -73,7 +73,7 @@ def fcos(backbone: dict) -> dict:
 
 @pytest.mark.parametrize('detector', [retinanet, fcos])
 def test_trains_and_predicts(detector, tmp_path):
-    classifier = SlimVisionTransformer(arch=ARCH, img_size=48, **SIZES)
+    classifier = SlimVisionTransformer(arch=ARCH, img_size=48, sizes=SIZES)
     classifier.init_weights()
     path = str(tmp_path / 'slim.safetensors')
     state_dict = {f'backbone.{key}': value for key, value in classifier.state_dict().items()}
@@ -102,6 +102,7 @@ def test_trains_and_predicts(detector, tmp_path):
     total.backward()
     assert total.isfinite()
     assert model.backbone.layers[3].ffn.layers[0][0].weight.grad.shape == (20, 16)
+    assert model.backbone.layers[3].attn.qkv.weight.grad.shape == (12 + 12 + 9, 32)
 
     model.train(False)
     with torch.no_grad():

@@ -7,7 +7,7 @@ from fork_server import run_tool
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mcf_mm.analysis.complexity import build_model
+from mcf_mm.engine.networks import build_model
 from mcf_mm.models.widths import check_widths
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,10 +8,12 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 from mcf_mm.models import YOLOS
-from mcf_mm.pruning import find_ffns
+from mcf_mm.pruning import find_units
 from mcf_mm.weights.checkpoint import read_state_dict
 
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
+
+SIZES = dict(inputs=20, hidden=30, heads=[1, 2, 2], qk=9, v=7)
 
 
 def yolos(arch=ARCH, width=32, num_classes=2, test_cfg=None, **kwargs) -> dict:
@@ -52,8 +54,7 @@ PUBLISHED = {
             91,
             img_size=(512, 864),
             with_mid_pos_embed=True,
-            ffn_inputs=230,
-            ffn_hiddens=921,
+            sizes=dict(inputs=230, hidden=921),
         ),
         30_684_768 - 7_377_228,
     ),
@@ -69,9 +70,10 @@ def test_parameter_counts(name):
 
 
 @pytest.mark.parametrize('divisor', [1, 32])
+@pytest.mark.parametrize('sizes', [None, SIZES], ids=['dense', 'slim'])
 @pytest.mark.parametrize('type_one', [False, True])
-def test_an_image_has_the_same_boxes_alone_and_in_a_batch(type_one, divisor):
-    config = small_yolos(with_mid_pos_embed=type_one)
+def test_an_image_has_the_same_boxes_alone_and_in_a_batch(type_one, divisor, sizes):
+    config = small_yolos(with_mid_pos_embed=type_one, sizes=sizes)
     config['data_preprocessor']['pad_size_divisor'] = divisor
     model = MODELS.build(config).eval()
     torch.nn.init.normal_(model.backbone.pos_embed)
@@ -97,7 +99,7 @@ def test_an_image_has_the_same_boxes_alone_and_in_a_batch(type_one, divisor):
 
 
 def test_losses_and_gradients():
-    model = MODELS.build(small_yolos(with_mid_pos_embed=True, ffn_inputs=20, ffn_hiddens=30))
+    model = MODELS.build(small_yolos(with_mid_pos_embed=True, sizes=SIZES))
     shapes = [(64, 96), (64, 40)]
     data = dict(
         inputs=[torch.randint(0, 255, (3, *shape), dtype=torch.uint8) for shape in shapes],
@@ -151,9 +153,25 @@ def test_the_hook_prunes_a_detector(cfg):
     cfg.train_cfg.max_epochs = 4
     runner = Runner.from_cfg(cfg)
     runner.train()
-    assert {ffn.sizes for ffn in find_ffns(runner.model)} == {(16, 32)}
+    sizes = {tuple(unit.sizes.values()) for unit in find_units(runner.model).ffns}
+    assert sizes == {(16, 32)}
     slim_cfg = Config.fromfile(f'{cfg.work_dir}/slim.py')
     again = MODELS.build(slim_cfg.model)
     state_dict = read_state_dict(f'{cfg.work_dir}/slim.safetensors')
     again.load_state_dict(state_dict)
     assert all(torch.equal(state_dict[k], v) for k, v in runner.model.state_dict().items())
+
+
+@pytest.mark.parametrize('criterion', ['fisher', 'activation'])
+def test_the_hook_prunes_every_kind_of_a_detector(cfg, criterion):
+    ratios = dict(heads=0.5, qk=0.5, v=0.25, inputs=0.25, hidden=0.5)
+    cfg.custom_hooks = [
+        dict(type='mcf_mm.PruningHook', criterion=criterion, ratios=ratios, num_images=10)
+    ]
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    slim_cfg = Config.fromfile(f'{cfg.work_dir}/slim.py')
+    assert set(slim_cfg.model.backbone.sizes) == {'heads', 'qk', 'v', 'inputs', 'hidden'}
+    again = MODELS.build(slim_cfg.model)
+    again.load_state_dict(read_state_dict(f'{cfg.work_dir}/slim.safetensors'))
+    assert find_units(again).sizes == find_units(runner.model).sizes

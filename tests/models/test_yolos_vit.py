@@ -3,9 +3,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from mmpretrain.models.utils import MultiheadAttention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcf_mm.models import SlimVisionTransformer, YOLOSVisionTransformer
+from mcf_mm.pruning import ActivationObserver, calibrate, find_units
 from mcf_mm.weights.checkpoint import save_state_dict
 
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
@@ -48,6 +50,51 @@ def plain_forward(backbone: YOLOSVisionTransformer, image: torch.Tensor) -> torc
         if backbone.mid_pos_embed is not None and i < len(backbone.layers) - 1:
             x = x + backbone.mid_pos_embed[i]
     return backbone.ln1(x)[:, -5:]
+
+
+def test_attention_is_that_of_all_slim_networks():
+    """One class for dense and slim, with parameters and keys of mmpretrain."""
+    dense, slim = build(), build(sizes=dict(heads=1))
+    assert type(dense.layers[0].attn) is type(slim.layers[0].attn)
+    assert isinstance(dense.layers[0].attn, MultiheadAttention)
+    classifier = SlimVisionTransformer(arch=ARCH).state_dict().keys()
+    assert dense.state_dict().keys() - classifier == {'det_token'}
+
+
+def test_tokens_that_count(tmp_path):
+    backbone = build()
+    assert backbone.counted_tokens is None
+    backbone(torch.randn(2, 3, 64, 96))
+    expected = torch.ones(2, 1 + NUM_PATCHES + 5, dtype=torch.bool)
+    expected[:, 0] = False
+    assert torch.equal(backbone.counted_tokens, expected)
+    backbone(torch.randn(2, 3, 96, 96), [(64, 96), (32, 96)])
+    expected[1, 1 + NUM_PATCHES // 2 : -5] = False
+    assert torch.equal(backbone.counted_tokens, expected)
+    # Neither a state dict nor a copy nor a file has it.
+    assert 'counted_tokens' not in backbone.state_dict()
+    torch.save(backbone, tmp_path / 'backbone.pth')
+    again = torch.load(tmp_path / 'backbone.pth', weights_only=False)
+    assert copy.deepcopy(backbone).counted_tokens is None and again.counted_tokens is None
+    again(torch.randn(1, 3, 64, 96))
+    assert again.counted_tokens.sum() == NUM_PATCHES + 5
+
+
+def test_calibration_sees_the_tokens_that_count():
+    backbone = build()
+    shapes = [(64, 96), (32, 96)]
+    batch = torch.randn(2, 3, 64, 96)
+    units = find_units(backbone)
+    observers = [ActivationObserver(unit, 'hidden') for unit in units.ffns]
+    seen = calibrate(backbone, [batch], observers, forward=lambda x: backbone(x, shapes))
+    unit = units.ffns[0]
+    hidden = []
+    hook = unit.fc2.register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
+    with torch.no_grad():
+        backbone(batch, shapes)
+    hook.remove()
+    rows = torch.cat([hidden[0][0, 1:], hidden[0][1, 1:13], hidden[0][1, -5:]])
+    torch.testing.assert_close(seen[unit, 'hidden'].mean.float(), rows.mean(0))
 
 
 @pytest.mark.parametrize('type_one', [False, True])
@@ -197,14 +244,16 @@ def test_too_small_image():
         build()(torch.randn(2, 3, 64, 96), [(64, 96), (12, 40)])
 
 
-@pytest.mark.parametrize('sizes', [{}, dict(ffn_inputs=(20, 24, 32), ffn_hiddens=(40, 64, 30))])
+@pytest.mark.parametrize(
+    'sizes', [None, dict(inputs=(20, 24, 32), hidden=(40, 64, 30), heads=(1, 2, 2), qk=9, v=11)]
+)
 def test_takes_a_classification_checkpoint(tmp_path, sizes):
-    classifier = SlimVisionTransformer(arch=ARCH, img_size=48, **sizes)
+    classifier = SlimVisionTransformer(arch=ARCH, img_size=48, sizes=sizes)
     for parameter in classifier.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     for name, buffer in classifier.named_buffers():
-        assert name.endswith('.inputs')
-        buffer.copy_(torch.randperm(32)[: len(buffer)].sort().values)
+        if name.endswith('.inputs'):
+            buffer.copy_(torch.randperm(32)[: len(buffer)].sort().values)
     state_dict = {f'backbone.{key}': value for key, value in classifier.state_dict().items()}
     state_dict['head.layers.head.weight'] = torch.zeros(10, 32)
     path = str(tmp_path / 'slim.safetensors')
@@ -249,8 +298,9 @@ def test_checkpoints_that_do_not_fit():
     with pytest.raises(ValueError, match="has 'mid_pos_embed': it is of type I, build the"):
         build().load_state_dict(state_dict)
     classifier = SlimVisionTransformer(arch=ARCH, img_size=(48, 64)).state_dict()
-    with pytest.raises(ValueError, match='has 13 positions, which are not one for the class token'):
-        backbone.load_state_dict(classifier)
+    with pytest.raises(ValueError, match='has 12 patches, the network .* is not noted'):
+        backbone.load_state_dict(dict(classifier))  # a dict has no room for the note of its grid
+    backbone.load_state_dict(classifier, strict=False)
     del state_dict['layers.1.attn.qkv.weight']
     with pytest.raises(ValueError, match="lacks 1 of the weights .*'layers.1.attn.qkv.weight'"):
         backbone.load_state_dict(state_dict)

@@ -1,14 +1,21 @@
-"""A small network and images for it."""
+"""Small networks and images for them."""
 
 import pytest
 import torch
-from networks import Network
+from networks import Network, Transformer
 
 
 @pytest.fixture
 def network() -> Network:
     torch.manual_seed(0)
     return Network().eval()
+
+
+@pytest.fixture
+def transformer() -> Transformer:
+    """With attention, in double precision."""
+    torch.manual_seed(0)
+    return Transformer().double().eval()
 
 
 @pytest.fixture

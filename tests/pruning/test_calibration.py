@@ -1,4 +1,4 @@
-"""Calibration streams the statistics that a full pass over all activations would give."""
+"""Calibration leaves a network as it was, names what is wrong, and may be shared by processes."""
 
 import os
 
@@ -6,64 +6,122 @@ import pytest
 import torch
 from torch import distributed
 
-from mcf_mm.pruning import CalibrationError, calibrate, find_ffns
-from mcf_mm.pruning.calibration import _Rows
+from mcf_mm.pruning import (
+    ActivationObserver,
+    AttentionObserver,
+    CalibrationError,
+    GradientObserver,
+    calibrate,
+    find_units,
+)
+from mcf_mm.pruning.streams import Rows
 
 
-def activations_of(network, images, ffn):
-    seen = []
-    handle = ffn.fc2.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+def observers_of(model, *wanted: str) -> list:
+    """Observers of every place of every unit, of the classes that are named."""
+    made = []
+    for unit in find_units(model):
+        for kind in unit.kinds:
+            if 'activations' in wanted:
+                made.append(ActivationObserver(unit, kind, covariance=True))
+            if 'gradients' in wanted:
+                made.append(GradientObserver(unit, kind))
+        if 'attention' in wanted and unit.kinds[0] == 'heads':
+            made.append(AttentionObserver(unit))
+    return made
+
+
+def test_calibration_leaves_no_trace_in_the_network(transformer, batches):
+    batches = [batch.double() for batch in batches]
+    transformer.train()
+    transformer.blocks[0].eval()
+    transformer.mix.weight.requires_grad_(False)
+    modes = [module.training for module in transformer.modules()]
+    before = {key: value.clone() for key, value in transformer.state_dict().items()}
+    calibrate(transformer, batches, observers_of(transformer, 'activations', 'gradients'))
+    assert [module.training for module in transformer.modules()] == modes
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in transformer.modules())
+    assert all(torch.equal(value, before[key]) for key, value in transformer.state_dict().items())
+    assert all(parameter.grad is None for parameter in transformer.parameters())
+    frozen = [name for name, p in transformer.named_parameters() if not p.requires_grad]
+    assert frozen == ['mix.weight']
+
+
+def test_output_and_classes_are_those_of_the_classifier(network, batches):
+    seen = calibrate(network, batches, observers_of(network, 'activations'))
+    inputs = []
+    handle = network.head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     with torch.no_grad():
-        network(images)
+        scores = network(torch.cat(batches))
     handle.remove()
-    return seen[0]
+    assert torch.equal(seen.classes, scores.argmax(1))
+    torch.testing.assert_close(seen.output, inputs[0])
 
 
-def test_statistics_are_those_of_all_images_at_once(network, batches):
-    network.train()
-    calibration = calibrate(network, batches, second_moments=True)
-    assert network.training and network.head.training
-    images = torch.cat(batches)
-    for ffn in find_ffns(network):
-        h = activations_of(network, images, ffn)
-        seen = calibration.hiddens[ffn.name]
-        torch.testing.assert_close(seen.tokens, h[:, 0])
-        torch.testing.assert_close(seen.mean, h.mean((0, 1)))
-        torch.testing.assert_close(seen.rms, h.square().mean((0, 1)).sqrt())
-        covariance = h.flatten(0, 1).T.cov(correction=0)
-        torch.testing.assert_close(seen.covariance.float(), covariance, atol=1e-6, rtol=1e-4)
-    with torch.no_grad():
-        assert torch.equal(calibration.classes, network(images).argmax(1))
+def test_without_classifier_there_are_neither(network, batches):
+    network.head = torch.nn.Identity()
+    seen = calibrate(network, batches, observers_of(network, 'activations'))
+    assert seen.output is None and seen.classes is None
 
 
-def test_a_network_without_class_token_uses_the_mean_of_its_tokens(network, batches):
-    network.token = network.cls_token
-    del network.cls_token
-    network.cls_token = network.token.data
-    del network.token
-    ffn = find_ffns(network)[0]
-    calibration = calibrate(network, batches)
-    h = activations_of(network, torch.cat(batches), ffn)
-    torch.testing.assert_close(calibration.hiddens[ffn.name].tokens, h.mean(1))
-
-
-def test_bad_values_name_layer_and_image(network, batches):
+@pytest.mark.parametrize(
+    'wanted, place',
+    [
+        ('activations', r'output of blocks\.0\.attn\.qkv|input of blocks\.0\.mlp\.fc1'),
+        ('attention', r'attention of blocks\.0\.attn\.qkv'),
+        ('gradients', r'gradient of blocks\.0\.mlp\.fc1'),
+    ],
+)
+def test_values_that_are_not_finite_name_layer_and_image(transformer, batches, wanted, place):
+    batches = [batch.double() for batch in batches]
     batches[1][2, 0, 0] = torch.nan
-    with pytest.raises(CalibrationError, match=r'blocks\.0\.mlp\.fc1 .* image number 10'):
-        calibrate(network, batches)
-    with pytest.raises(CalibrationError, match=r'blocks\.0\.mlp\.fc1 .* image b\.jpg'):
-        calibrate(network, batches, image_names=lambda batch: ['x', 'y', 'b.jpg', *'abcde'])
+    with pytest.raises(CalibrationError, match=rf'{place} is not finite for image number 10;'):
+        calibrate(transformer, batches, observers_of(transformer, wanted))
+    names = ['x', 'y', 'b.jpg', *'abcde']
+    with pytest.raises(CalibrationError, match=r'is not finite for image b\.jpg;'):
+        calibrate(
+            transformer,
+            batches,
+            observers_of(transformer, wanted),
+            image_names=lambda batch: names,
+        )
 
 
-def test_no_images_is_an_error_and_leaves_no_hooks(network):
-    with pytest.raises(CalibrationError, match='no images'):
-        calibrate(network, [])
-    assert not any(module._forward_pre_hooks for module in network.modules())
+@pytest.mark.parametrize('wanted', ['activations', 'attention', 'gradients'])
+def test_no_images_is_an_error_and_leaves_no_hooks(transformer, wanted):
+    with pytest.raises(CalibrationError, match=r'blocks\.0\.\S+ was not run: .*no images'):
+        calibrate(transformer, [], observers_of(transformer, wanted))
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in transformer.modules())
+
+
+def test_gradients_need_a_classifier_or_a_loss(transformer, batches):
+    transformer.head = torch.nn.Identity()
+    batches = [batch.double() for batch in batches]
+    with pytest.raises(ValueError, match='Transformer has no classifier .*: give a loss'):
+        calibrate(transformer, batches, observers_of(transformer, 'gradients'))
+    (unit, *_) = find_units(transformer)
+    seen = calibrate(
+        transformer,
+        batches,
+        [GradientObserver(unit, unit.kinds[0])],
+        loss=lambda batch, output: output.square().sum(),
+    )
+    assert (seen.gradient(unit, unit.kinds[0]) > 0).all()
+
+
+def test_what_was_not_gathered_is_named(network, batches):
+    (ffn, *_) = find_units(network)
+    seen = calibrate(network, batches, [ActivationObserver(ffn, 'hidden')])
+    assert (ffn, 'hidden') in seen and (ffn.name, 'inputs') not in seen
+    with pytest.raises(KeyError, match="not gathered ActivationObserver of 'inputs' of blocks.0"):
+        seen[ffn, 'inputs']
+    with pytest.raises(KeyError, match="GradientObserver of 'hidden'.*must ask for it"):
+        seen.gradient(ffn, 'hidden')
 
 
 def test_rows_are_kept_in_one_tensor():
     # A tensor kept for each batch fragmented the memory: 5 GB instead of 1 for 1,024 images.
-    rows, parts = _Rows(), list(torch.randn(2100, 3).split(32))
+    rows, parts = Rows(), list(torch.randn(2100, 3).split(32))
     places = set()
     for part in parts:
         rows.append(part)
@@ -72,15 +130,19 @@ def test_rows_are_kept_in_one_tensor():
     assert len(rows) == 2100 and torch.equal(rows.result(), torch.cat(parts))
 
 
+WANTED = ('activations', 'attention', 'gradients')
+
+
 def _calibrate_share(rank, size, folder, works):
     """One of several processes; leaves what it found, or the error."""
     torch.set_num_threads(1)
     store = f'file://{folder}/store'
     distributed.init_process_group('gloo', init_method=store, rank=rank, world_size=size)
     found = []
-    for network, batches in works:
+    for model, batches in works:
         try:
-            found.append(calibrate(network, batches[rank::size], second_moments=True, shared=True))
+            share = batches[rank::size]
+            found.append(calibrate(model, share, observers_of(model, *WANTED), shared=True))
         except CalibrationError as error:
             found.append(str(error))
     torch.save(found, folder / f'{rank}.pt')
@@ -89,29 +151,34 @@ def _calibrate_share(rank, size, folder, works):
     os._exit(0)
 
 
-def test_processes_that_share_the_images_find_what_one_finds(network, batches, tmp_path):
+def test_processes_that_share_the_images_find_what_one_finds(transformer, batches, tmp_path):
+    batches = [batch.double() for batch in batches]
     bad = [batches[0], batches[1].clone()]
     bad[1][2, 0, 0] = torch.nan
     # Three batches for two processes are unequal shares; one leaves a process without images.
-    works = [(network, batches), (network, batches[:1]), (network, bad)]
+    works = [(transformer, batches), (transformer, batches[:1]), (transformer, bad)]
     torch.multiprocessing.spawn(_calibrate_share, (2, tmp_path, works), nprocs=2)
     parts = [torch.load(tmp_path / f'{rank}.pt', weights_only=False) for rank in range(2)]
 
     for (_, images), first, second in zip(works[:2], *(part[:2] for part in parts), strict=True):
-        alone = calibrate(network, images, second_moments=True)
+        alone = calibrate(transformer, images, observers_of(transformer, *WANTED))
         for shared in (first, second):
             assert torch.equal(shared.classes, alone.classes)
             assert torch.equal(shared.output, alone.output)
-            for kind in ('inputs', 'hiddens'):
-                for name, one in getattr(alone, kind).items():
-                    both = getattr(shared, kind)[name]
+            for unit in find_units(transformer):
+                for kind in unit.kinds:
+                    one, both = alone[unit, kind], shared[unit, kind]
                     assert torch.equal(both.tokens, one.tokens)
                     assert torch.equal(both.mean, one.mean)
                     assert torch.equal(both.mean_square, one.mean_square)
                     torch.testing.assert_close(
                         both.covariance, one.covariance, atol=1e-14, rtol=1e-12
                     )
-                    assert torch.equal(both.covariance, getattr(first, kind)[name].covariance)
+                    assert torch.equal(both.covariance, first[unit, kind].covariance)
+                    gradients = [seen.gradient(unit, kind) for seen in (shared, alone)]
+                    assert torch.equal(*gradients)
+                if 'qk' in unit.kinds:
+                    assert torch.equal(shared.attention(unit), alone.attention(unit))
     # An image of the second process was bad: no process waits for it.
     assert parts[0][2] == parts[1][2]
-    assert 'blocks.0.mlp.fc1 is not finite for image number 2' in parts[0][2]
+    assert 'is not finite for image number 2' in parts[0][2]

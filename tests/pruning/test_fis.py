@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mcf_mm.pruning import band_limit, calibrate, count_outside, find_ffns, guided_rows
-from mcf_mm.pruning.fis import top_fraction
+from mcf_mm.pruning import MCF, calibrate, find_units
+from mcf_mm.pruning.criteria.fis import band_limit, count_outside, guided_rows, top_fraction
 
 
 def plain_count(tokens, weight, limit, rows=None):
@@ -59,30 +59,31 @@ def test_top_fraction_marks_the_largest():
 
 
 def test_guidance_follows_the_plain_loops(network, batches):
-    ffns = find_ffns(network)
-    calibration = calibrate(network, batches)
-    guided = list(guided_rows(ffns, calibration, network.head, guide=0.5))
+    ffns = find_units(network).ffns
+    seen = calibrate(network, batches, MCF().observers(ffns, {}))
+    guided = list(guided_rows(ffns, seen, network.head, guide=0.5))
     assert [ffn.name for ffn, _, _ in guided] == ['blocks.2.mlp', 'blocks.1.mlp', 'blocks.0.mlp']
     images = torch.cat(batches)
     with torch.no_grad():
         scores = network(images)
     image = 3
-    cls = calibration.output[image]
+    cls = seen.output[image]
     important = (network.head.weight[scores[image].argmax()] * cls).abs().topk(6).indices
     for ffn, outputs, hiddens in guided:
         assert set(outputs[image].nonzero().flatten().tolist()) == set(important.tolist())
-        h = calibration.hiddens[ffn.name].tokens[image]
+        h = seen[ffn, 'hidden'].tokens[image]
         reach = sum(ffn.fc2.weight[k].abs() for k in important)
         units = (h.abs() * reach).topk(20).indices
         assert set(hiddens[image].nonzero().flatten().tolist()) == set(units.tolist())
-        x = calibration.inputs[ffn.name].tokens[image]
+        x = seen[ffn, 'inputs'].tokens[image]
         reach = sum(ffn.fc1.weight[j].abs() for j in units)
         important = (x.abs() * reach).topk(6).indices
 
 
 @pytest.mark.parametrize('guide, classifier', [(1.0, True), (0.5, False)])
 def test_without_guidance_all_rows_count(network, batches, guide, classifier):
-    calibration = calibrate(network, batches)
+    ffns = find_units(network).ffns
+    seen = calibrate(network, batches, MCF().observers(ffns, {}))
     head = network.head if classifier else None
-    for _, outputs, hiddens in guided_rows(find_ffns(network), calibration, head, guide):
+    for _, outputs, hiddens in guided_rows(ffns, seen, head, guide):
         assert outputs is None and hiddens is None

@@ -7,7 +7,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.models import build_classifier
 from torch import Tensor, nn
 
-from mcf_mm.pruning import Kept, Structure, find_ffns, prune_ffns
+from mcf_mm.pruning import Structure, cut, find_ffns
 from mcf_mm.weights.check import (
     check_finite,
     check_slim_buffers,
@@ -36,8 +36,8 @@ def vit(num_classes: int = 2, arch: dict = ARCH, **kwargs) -> nn.Module:
 def slim_vit() -> nn.Module:
     """A dense layer, and one with 8 of 16 inputs and 20 of 40 hidden units."""
     model = vit()
-    kept = Kept(torch.arange(0, 16, 2), torch.arange(0, 40, 2))
-    prune_ffns(model, Structure({find_ffns(model)[1].name: kept}))
+    kept = dict(inputs=torch.arange(0, 16, 2), hidden=torch.arange(0, 40, 2))
+    cut(model, Structure({find_ffns(model)[1].name: kept}))
     return model
 
 

@@ -11,9 +11,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.models import build_classifier
 from safetensors.torch import load_file, save_file
 
-from mcf_mm.pruning.structure import Kept, Structure
-from mcf_mm.pruning.surgery import prune_ffns
-from mcf_mm.pruning.targets import find_ffns
+from mcf_mm.pruning import Structure, cut, find_ffns
 from mcf_mm.weights.checkpoint import read_header, read_state_dict, save_state_dict
 from mcf_mm.weights.convert import convert_checkpoint, convert_state_dict
 
@@ -93,14 +91,14 @@ def test_random_weights_give_the_same_logits(name, backbone, head):
 
 def test_slim_network_keeps_sizes_and_indices(tmp_path):
     theirs = small_timm_deit()
-    kept = Kept(torch.arange(0, 192, 2), torch.arange(0, 768, 3))
-    prune_ffns(theirs, Structure({'blocks.1.mlp': kept}))
+    kept = dict(inputs=torch.arange(0, 192, 2), hidden=torch.arange(0, 768, 3))
+    cut(theirs, Structure({'blocks.1.mlp': kept}))
     header = {'origin': 'deit', 'sizes': {'blocks.1.mlp': [96, 256]}, 'ratio': 0.5}
     save_state_dict(tmp_path / 'timm.safetensors', theirs.state_dict(), header)
     converted = convert_checkpoint(
         tmp_path / 'timm.safetensors', tmp_path / 'mm.safetensors', 'mmpretrain'
     )
-    assert torch.equal(converted['backbone.layers.1.ffn.layers.0.0.inputs'], kept.inputs)
+    assert torch.equal(converted['backbone.layers.1.ffn.layers.0.0.inputs'], kept['inputs'])
     assert converted['backbone.layers.1.ffn.layers.0.0.weight'].shape == (256, 96)
     header = read_header(tmp_path / 'mm.safetensors')
     assert header['sizes'] == {'backbone.layers.1.ffn': [96, 256]}
@@ -113,7 +111,7 @@ def test_slim_network_keeps_sizes_and_indices(tmp_path):
         dict(type='ImageClassifier', backbone=dict(backbone, sizes='auto'), head=head)
     ).eval()
     ours.load_state_dict(read_state_dict(str(tmp_path / 'mm.safetensors')))
-    assert [ffn.sizes for ffn in find_ffns(ours)] == [(192, 768), (96, 256)]
+    assert [tuple(ffn.sizes.values()) for ffn in find_ffns(ours)] == [(192, 768), (96, 256)]
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(logits(ours, images), theirs(images), atol=1e-5, rtol=0)
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from timm.models import swin_transformer, vision_transformer
 from torch import Tensor, nn
 
-from mcf_mm.pruning import Kept, Structure, find_ffns, prune_ffns
+from mcf_mm.pruning import Structure, cut, find_ffns
 from mcf_mm.weights.convert import convert_checkpoint, convert_state_dict
 from mcf_mm.weights.files import save_pth
 
@@ -160,11 +160,11 @@ def test_huggingface_deit_without_teacher():
 def test_slim_networks_there_and_back(kind, to):
     model = randomised(NETWORKS[kind]())
     ffn = find_ffns(model)[-1]
-    kept = Kept(torch.arange(0, 16, 2), torch.arange(0, 64, 3))
-    prune_ffns(model, Structure({ffn.name: kept}))
+    kept = dict(inputs=torch.arange(0, 16, 2), hidden=torch.arange(0, 64, 3))
+    cut(model, Structure({ffn.name: kept}))
     there = convert_state_dict(model.state_dict(), to)
     (inputs,) = [key for key in there if key.endswith('.inputs')]
-    assert torch.equal(there[inputs], kept.inputs)
+    assert torch.equal(there[inputs], kept['inputs'])
     assert there[inputs.replace('inputs', 'weight')].shape == (22, 8)
     assert_same(convert_state_dict(there, 'mmpretrain'), model.state_dict())
 

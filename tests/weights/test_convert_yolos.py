@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mcf_mm.models import YOLOS
-from mcf_mm.pruning import Kept, Structure, find_ffns, prune_ffns
+from mcf_mm.pruning import Structure, cut, find_ffns
 from mcf_mm.registry import MODELS
 from mcf_mm.weights.checkpoint import read_header, read_state_dict, save_state_dict
 from mcf_mm.weights.convert import convert_checkpoint, convert_state_dict
@@ -195,8 +195,8 @@ def test_the_public_layout_in_transformers(type_one, tmp_path):
 def test_there_and_back_gives_the_same_bits(type_one, slim):
     model = small(type_one)
     if slim:
-        kept = Kept(torch.arange(0, WIDTH, 2), torch.arange(0, 96, 3))
-        prune_ffns(model, Structure({find_ffns(model)[-1].name: kept}))
+        kept = dict(inputs=torch.arange(0, WIDTH, 2), hidden=torch.arange(0, 96, 3))
+        cut(model, Structure({find_ffns(model)[-1].name: kept}))
     weights = model.state_dict()
     for there in ('original', 'huggingface'):
         converted = convert_state_dict(weights, there)
@@ -208,7 +208,7 @@ def test_there_and_back_gives_the_same_bits(type_one, slim):
         assert_same(convert_state_dict(converted, other), convert_state_dict(weights, other))
         if slim:
             (inputs,) = [key for key in converted if key.endswith('.inputs')]
-            assert torch.equal(converted[inputs], kept.inputs)
+            assert torch.equal(converted[inputs], kept['inputs'])
             assert converted[inputs.replace('inputs', 'weight')].shape == (32, 24)
 
 
@@ -227,7 +227,8 @@ def test_both_names_of_the_mid_position_embeddings(type_one, tmp_path):
 def test_files_of_a_slim_detector(tmp_path):
     model = small(True)
     ffn = find_ffns(model)[1]
-    prune_ffns(model, Structure({ffn.name: Kept(torch.arange(20), torch.arange(30))}))
+    kept = dict(inputs=torch.arange(20), hidden=torch.arange(30))
+    cut(model, Structure({ffn.name: kept}))
     header = {'sizes': {ffn.name: [20, 30]}, 'ratio': 0.5}
     save_state_dict(tmp_path / 'slim.safetensors', model.state_dict(), header)
     names = {'original': 'backbone.blocks.1.mlp', 'huggingface': 'vit.encoder.layer.1.mlp'}
@@ -240,7 +241,7 @@ def test_files_of_a_slim_detector(tmp_path):
         assert (header['sizes'], header['ratio']) == ({ffn.name: [20, 30]}, 0.5)
     again = small(True, sizes='auto')
     again.load_state_dict(read_state_dict(str(back)))
-    assert find_ffns(again)[1].sizes == (20, 30)
+    assert find_ffns(again)[1].sizes == dict(inputs=20, hidden=30)
     image = torch.randn(1, 3, 96, 64)
     assert torch.equal(again(image)[1], model(image)[1])
 

@@ -118,3 +118,18 @@ def test_what_is_no_dictionary(tmp_path):
         read_checkpoint(tmp_path / 'a.pth')
     with pytest.raises(FileNotFoundError, match='no checkpoint .*absent.pth'):
         read_checkpoint(tmp_path / 'absent.pth')
+
+
+@pytest.mark.parametrize('classes', [['cat'], ['Käse', '犬', '"quoted"', 'a\tb\x01']])
+def test_the_same_content_is_the_same_bytes(tmp_path, classes):
+    tensors = {f'layer.{number}': torch.full((3,), float(number)) for number in range(5)}
+    header = dict(dataset_meta=dict(classes=classes), ratio=0.4)
+    written = set()
+    for number in range(12):  # a random order would show
+        path = tmp_path / f'{number}.safetensors'
+        save_state_dict(path, tensors, header)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    state_dict, read = read_safetensors(path)
+    assert read['dataset_meta'] == header['dataset_meta']
+    assert all(torch.equal(value, tensors[key]) for key, value in state_dict.items())

@@ -11,8 +11,8 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmpretrain.models import SwinTransformer
 from torch import nn
 
-from mcf_mm.engine.bad_input import build_runner
 from mcf_mm.engine.networks import unwrapped
+from mcf_mm.engine.runner import build_runner
 from mcf_mm.weights.check import describe_new
 from mcf_mm.weights.checkpoint import check_loaded, load_weights, read_state_dict
 from mcf_mm.weights.convert import convert_state_dict

@@ -14,10 +14,10 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 import mcf_mm.weights.onnx as onnx_export_module
-from mcf_mm.analysis.complexity import build_model
+from mcf_mm.engine.export import export_checkpoint
+from mcf_mm.engine.networks import build_model
 from mcf_mm.pruning import find_ffns
 from mcf_mm.weights.checkpoint import save_state_dict
-from mcf_mm.weights.onnx import export_onnx
 
 onnxruntime, onnx, _ = (
     pytest.importorskip(name, reason=f'{name} is not installed: the extra onnx has it')
@@ -27,7 +27,7 @@ onnxruntime, onnx, _ = (
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
 #: With and without a selection of inputs, and odd numbers: every layer that pruning leaves.
-SIZES = dict(ffn_inputs=[19, 32], ffn_hiddens=[33, 40])
+SIZES = dict(inputs=[19, 32], hidden=[33, 40])
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def build(cfg: Config, path: Path) -> nn.Module:
     with torch.no_grad():
         for ffn in find_ffns(model):
             if 'inputs' in dict(ffn.fc1.named_buffers()):
-                kept = torch.randperm(ffn.width)[: ffn.sizes[0]]
+                kept = torch.randperm(ffn.width)[: ffn.sizes['inputs']]
                 ffn.fc1.inputs.copy_(kept.sort().values)
         for parameter in model.parameters():
             # Results that differ from token to token and from image to image.
@@ -86,15 +86,19 @@ def metadata(path: Path) -> dict:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize('sizes, to_rgb', [({}, True), (dict(SIZES), False)])
+@pytest.mark.parametrize(
+    'sizes, to_rgb',
+    [(None, True), (SIZES, False), (dict(SIZES, heads=[1, 2], qk=[16, 5], v=[7, 9]), True)],
+    ids=['dense', 'ffn', 'all kinds'],
+)
 def test_classifier(cfg, tmp_path, sizes, to_rgb):
-    cfg.model.backbone.update(arch=ARCH, **sizes)
+    cfg.model.backbone.update(arch=ARCH, sizes=sizes)
     cfg.model.head.in_channels = 32
     cfg.data_preprocessor.update(to_rgb=to_rgb, mean=[127.0, 110.0, 90.0])
     for name in ('train', 'val', 'test'):
         cfg[f'{name}_dataloader'].dataset.metainfo = dict(classes=('cat', 'dog'))
     model = build(cfg, tmp_path / 'net.safetensors')
-    difference = export_onnx(
+    difference = export_checkpoint(
         cfg, tmp_path / 'net.safetensors', tmp_path / 'out' / 'net.onnx', shape=(32, 32)
     )
     assert difference < 1e-4
@@ -109,6 +113,19 @@ def test_classifier(cfg, tmp_path, sizes, to_rgb):
     facts = metadata(tmp_path / 'out' / 'net.onnx')
     assert facts['classes'] == ['cat', 'dog'] and facts['mean'] == [127, 110, 90]
     assert facts['origin'] == 'net.safetensors' and facts['mcf_mm'] == '0.1.0'
+
+
+@torch.inference_mode()
+def test_a_classifier_of_grey_images(cfg, tmp_path):
+    cfg.model.backbone.update(arch=ARCH, in_channels=1)
+    cfg.model.head.in_channels = 32
+    cfg.data_preprocessor.update(mean=[127.0], std=[60.0])
+    model = build(cfg, tmp_path / 'net.safetensors')
+    path = tmp_path / 'net.onnx'
+    export_checkpoint(cfg, tmp_path / 'net.safetensors', path, shape=(32, 32))
+    images = photos(2, (32, 32))[:, :1].float()
+    expected = model((images - 127) / 60, mode='tensor')
+    torch.testing.assert_close(run(path, images)['logits'], expected, atol=1e-3, rtol=0)
 
 
 def predict(model: nn.Module, images: Tensor) -> list:
@@ -142,7 +159,7 @@ def test_yolos(yolos_cfg, tmp_path):
     model = build(yolos_cfg, tmp_path / 'net.safetensors')
     # Where training started from is not asked for.
     yolos_cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='nowhere.pth')
-    export_onnx(yolos_cfg, tmp_path / 'net.safetensors', tmp_path / 'net.onnx')
+    export_checkpoint(yolos_cfg, tmp_path / 'net.safetensors', tmp_path / 'net.onnx')
     check_yolos(model, tmp_path / 'net.onnx', (96, 96))
     facts = metadata(tmp_path / 'net.onnx')
     assert facts['classes'] == ['red', 'green'] and facts['std'] == [60] * 3
@@ -150,11 +167,9 @@ def test_yolos(yolos_cfg, tmp_path):
 
 @torch.inference_mode()
 def test_pruned_yolos_with_the_tool(yolos_cfg, tmp_path):
-    yolos_cfg.model.backbone.update(SIZES)
+    yolos_cfg.model.backbone.update(sizes=SIZES)
     model = build(yolos_cfg, tmp_path / 'slim.safetensors')
     # As in the configs: the sizes are the checkpoint's.
-    for name in SIZES:
-        yolos_cfg.model.backbone.pop(name)
     yolos_cfg.model.backbone.sizes = 'auto'
     yolos_cfg.dump(tmp_path / 'slim.py')
     names = [str(tmp_path / name) for name in ('slim.py', 'slim.safetensors', 'slim.onnx')]
@@ -169,10 +184,12 @@ def test_pruned_yolos_with_the_tool(yolos_cfg, tmp_path):
 @torch.inference_mode()
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_the_exporter_of_older_torch(yolos_cfg, tmp_path, monkeypatch):
-    yolos_cfg.model.backbone.update(SIZES)
+    yolos_cfg.model.backbone.update(sizes=SIZES)
     model = build(yolos_cfg, tmp_path / 'slim.safetensors')
     monkeypatch.setattr(onnx_export_module, 'CAPTURE_SINCE', Version('999'))
-    export_onnx(yolos_cfg, tmp_path / 'slim.safetensors', tmp_path / 'x.onnx', (64, 112), opset=17)
+    export_checkpoint(
+        yolos_cfg, tmp_path / 'slim.safetensors', tmp_path / 'x.onnx', (64, 112), opset=17
+    )
     assert onnx.load(tmp_path / 'x.onnx').opset_import[0].version == 17
     check_yolos(model, tmp_path / 'x.onnx', (64, 112))
 
@@ -184,7 +201,7 @@ def test_what_differs_is_not_written(yolos_cfg, tmp_path, monkeypatch):
     (tmp_path / 'x').mkdir()
     (tmp_path / 'x' / 'x.onnx').write_text('what was there before')
     with pytest.raises(RuntimeError, match=r'x.onnx was not written: .* differ by .*, more than'):
-        export_onnx(yolos_cfg, tmp_path / 'net.safetensors', tmp_path / 'x' / 'x.onnx')
+        export_checkpoint(yolos_cfg, tmp_path / 'net.safetensors', tmp_path / 'x' / 'x.onnx')
     assert [file.read_text() for file in (tmp_path / 'x').iterdir()] == ['what was there before']
 
 
@@ -192,16 +209,16 @@ def test_what_cannot_be_exported(yolos_cfg, tmp_path, monkeypatch):
     build(yolos_cfg, tmp_path / 'net.safetensors')
     arguments = (tmp_path / 'net.safetensors', tmp_path / 'x.onnx')
     with pytest.raises(ValueError, match='shape is 64 x 100 pixels; .* of the patch, 16 x 16'):
-        export_onnx(yolos_cfg, *arguments, shape=(64, 100))
+        export_checkpoint(yolos_cfg, *arguments, shape=(64, 100))
     with pytest.raises(FileNotFoundError, match='no checkpoint .*absent.safetensors'):
-        export_onnx(yolos_cfg, tmp_path / 'absent.safetensors', tmp_path / 'x.onnx')
+        export_checkpoint(yolos_cfg, tmp_path / 'absent.safetensors', tmp_path / 'x.onnx')
     yolos_cfg.model.bbox_head.num_classes = 3
     with pytest.raises(ValueError, match=r'bbox_head.fc_cls.4.weight is \(3, 32\), not \(4, 32\)'):
-        export_onnx(yolos_cfg, *arguments)
+        export_checkpoint(yolos_cfg, *arguments)
     yolos_cfg.model = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py').model
     with pytest.raises(ValueError, match='RetinaNet cannot be exported: only'):
-        export_onnx(yolos_cfg, *arguments)
+        export_checkpoint(yolos_cfg, *arguments)
     monkeypatch.setattr(onnx_export_module, 'PACKAGES', ('onnx', 'no_such_package'))
     with pytest.raises(ImportError, match=r"needs no_such_package: pip install 'mcf-mm\[onnx\]'"):
-        export_onnx(yolos_cfg, *arguments)
+        export_checkpoint(yolos_cfg, *arguments)
     assert not list(tmp_path.glob('*.onnx'))

@@ -12,7 +12,7 @@ from mmpretrain.models import build_classifier
 from safetensors.torch import load_file
 from torch import nn
 
-from mcf_mm.pruning import Kept, SlimLinear, Structure, find_ffns, prune_ffns
+from mcf_mm.pruning import SlimLinear, Structure, cut, find_units, prune
 from mcf_mm.weights.convert import convert_checkpoint
 from mcf_mm.weights.files import save_state_dict
 from mcf_mm.weights.timm import to_timm
@@ -29,15 +29,17 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def slim_vit() -> nn.Module:
+def slim_vit(dense: bool = False) -> nn.Module:
     """deit-tiny with two layers: the first dense, the second with 100 of 192 inputs."""
     arch = dict(embed_dims=192, num_layers=2, num_heads=3, feedforward_channels=768)
     backbone = dict(type='mcf_mm.SlimVisionTransformer', arch=arch, img_size=32, patch_size=16)
-    backbone |= dict(ffn_inputs=[192, 100], ffn_hiddens=[768, 300])
+    if not dense:
+        backbone |= dict(sizes=dict(inputs=[192, 100], hidden=[768, 300]))
     head = dict(type='VisionTransformerClsHead', num_classes=5, in_channels=192)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = build_classifier(dict(type='ImageClassifier', backbone=backbone, head=head))
-    find_ffns(model)[1].fc1.inputs.copy_(spread(192, 100))
+    if not dense:
+        find_units(model).ffns[1].fc1.inputs.copy_(spread(192, 100))
     return randomised(model)
 
 
@@ -46,7 +48,7 @@ def spread(size: int, kept: int) -> torch.Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(2))[:kept].sort().values
 
 
-def slim_swin() -> nn.Module:
+def slim_swin(dense: bool = False) -> nn.Module:
     arch = dict(embed_dims=8, depths=[2, 2], num_heads=[2, 4])
     backbone = dict(type='SwinTransformer', arch=arch, window_size=4, out_indices=(1,), img_size=32)
     head = dict(type='LinearClsHead', num_classes=5, in_channels=16)
@@ -56,10 +58,13 @@ def slim_swin() -> nn.Module:
             dict(type='ImageClassifier', backbone=backbone, neck=neck, head=head)
         )
     kept = {
-        ffn.name: Kept(spread(ffn.width, ffn.width // 2), spread(4 * ffn.width, 3 * ffn.width))
-        for ffn in find_ffns(model)[1:]
+        ffn.name: dict(
+            inputs=spread(ffn.width, ffn.width // 2), hidden=spread(4 * ffn.width, 3 * ffn.width)
+        )
+        for ffn in find_units(model).ffns[1:]
     }
-    prune_ffns(model, Structure(kept))
+    if not dense:
+        cut(model, Structure(kept))
     return randomised(model)
 
 
@@ -67,8 +72,12 @@ def logits(classifier: nn.Module) -> torch.Tensor:
     return classifier.head(classifier.extract_feat(IMAGES))
 
 
+def ffn_sizes(model: nn.Module) -> list[tuple[int, int]]:
+    return [tuple(ffn.sizes.values()) for ffn in find_units(model).ffns]
+
+
 def slim_file(model: nn.Module, folder: Path) -> Path:
-    sizes = {ffn.name: ffn.sizes for ffn in find_ffns(model)}
+    sizes = find_units(model).sizes
     save_state_dict(folder / 'slim.safetensors', model.state_dict(), {'sizes': sizes})
     return folder / 'slim.safetensors'
 
@@ -81,7 +90,7 @@ def test_vit_from_a_file(tmp_path):
     assert type(theirs) is timm.models.VisionTransformer and theirs.num_classes == 5
     assert type(theirs.blocks[0].mlp.fc1) is nn.Linear
     assert isinstance(theirs.blocks[1].mlp.fc1, SlimLinear)
-    assert [ffn.sizes for ffn in find_ffns(theirs)] == [(192, 768), (100, 300)]
+    assert ffn_sizes(theirs) == [(192, 768), (100, 300)]
     torch.testing.assert_close(theirs(IMAGES), logits(ours), atol=1e-5, rtol=0)
 
     convert_checkpoint(path, tmp_path / 'timm.safetensors', 'timm')
@@ -95,8 +104,40 @@ def test_swin_into_a_model():
     model = timm.models.SwinTransformer(num_classes=5, **SWIN)
     theirs = to_timm(ours.state_dict(), model)
     assert theirs is model
-    assert [ffn.sizes for ffn in find_ffns(theirs)] == [(8, 32), (4, 24), (8, 48), (8, 48)]
+    assert ffn_sizes(theirs) == [(8, 32), (4, 24), (8, 48), (8, 48)]
     torch.testing.assert_close(theirs.eval()(IMAGES), logits(ours), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize('network', [slim_vit, slim_swin])
+def test_attention(network, tmp_path):
+    """Heads, q/k and v channels as well, from a file and from timm's own names."""
+    ours = network(dense=True)
+    prune(
+        ours,
+        criterion='magnitude',
+        ratios=dict(heads=0.4, qk=0.3, v=0.4, hidden=0.3, inputs=0.2),
+    )
+    randomised(ours)
+    path = slim_file(ours, tmp_path)
+    make = {
+        slim_vit: lambda: timm.create_model('deit_tiny_patch16_224', num_classes=5, **DEIT),
+        slim_swin: lambda: timm.models.SwinTransformer(num_classes=5, **SWIN),
+    }[network]
+    theirs = to_timm(path, make()).eval()
+    sizes = list(find_units(theirs).sizes.values())
+    assert sizes == list(find_units(ours).sizes.values())
+    attention = find_units(theirs).attentions[0].module
+    assert attention.sizes.tolist() == list(find_units(ours).attentions[0].sizes.values())
+    assert isinstance(attention, type(find_units(make()).attentions[0].module))
+    torch.testing.assert_close(theirs(IMAGES), logits(ours), atol=1e-5, rtol=0)
+    again = to_timm(theirs.state_dict(), make()).eval()
+    assert torch.equal(again(IMAGES), theirs(IMAGES))
+    damaged = ours.state_dict()
+    key = next(key for key in damaged if key.endswith('attn.sizes') or key.endswith('w_msa.sizes'))
+    damaged[key] = damaged[key] + 1
+    with pytest.raises(ValueError, match='attn: its buffer sizes says'):
+        to_timm(damaged, make())
 
 
 def test_gradients_reach_every_weight():
@@ -120,7 +161,8 @@ def test_weights_that_do_not_fit(tmp_path):
     model = timm.create_model('deit_tiny_patch16_224', num_classes=5, **DEIT)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(
-        ValueError, match=r"lacks 1 of .* the first 'blocks.1.mlp.fc1.inputs', \(100"
+        ValueError,
+        match=r"'backbone.layers.1.ffn.layers.0.0.weight' is \(300, 100\) .* \(300, 192\)",
     ):
         to_timm(lacking, model)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

@@ -16,6 +16,8 @@ declare -A steps=(
     [mcf-least-squares]='--compensation least_squares'
     [fis]='--last-step fis'
 )
+# fis and crs leave zeros in a network of full size, which its config holds in training.
+declare -A stems=([fis]=masked [crs]=masked [mcf]=slim [direct]=slim [mcf-least-squares]=slim)
 mkdir -p "$out"
 
 # Writes the last top-1 of the log; the file is there only when it is whole.
@@ -31,7 +33,9 @@ for name in fis crs mcf direct; do
     # shellcheck disable=SC2086
     $python tools/prune.py $photos checkpoints/deit_tiny_in1k.safetensors --num-images 500 \
         --ratio 0.4 ${steps[$name]} --out "$out/$name-photos"
-    $python tools/test.py "$out/$name-photos/slim.py" "$out/$name-photos/slim.safetensors" $report \
+    stem=$out/$name-photos/${stems[$name]}
+    # shellcheck disable=SC2086
+    $python tools/test.py "$stem.py" "$stem.safetensors" $report \
         --work-dir "$out/$name-photos/test" | tee "$out/log"
     keep "$out/$name-photos.txt"
 done
@@ -42,7 +46,7 @@ for name in dense crs mcf direct mcf-least-squares; do
     [[ -f $out/$name-tiny.txt ]] && continue
     config=$tiny
     if [[ $name != dense ]]; then
-        config=$out/$name-tiny/slim.py
+        config=$out/$name-tiny/${stems[$name]}.py
         # shellcheck disable=SC2086
         [[ -f $config ]] ||
             $python tools/prune.py $tiny $dense --ratio 0.4 ${steps[$name]} --out "$out/$name-tiny"

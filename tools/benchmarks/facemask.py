@@ -20,9 +20,10 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from mcf_mm.analysis.complexity import build_model, input_shape
 from mcf_mm.analysis.plots import save_figure
 from mcf_mm.analysis.throughput import compare
+from mcf_mm.engine.config import input_shape
+from mcf_mm.engine.networks import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = {'dense': 'yolos_deit', 'pruned': 'yolos_mcf-deit'}

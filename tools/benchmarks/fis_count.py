@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from mcf_mm.pruning import band_limit, count_outside
+from mcf_mm.pruning.criteria.fis import band_limit, count_outside
 
 
 def stream(tokens: Tensor, weight: Tensor, limit: float, rows: Tensor, block: int = 8) -> Tensor:

@@ -16,8 +16,8 @@ from mmengine.config import Config
 from rich.progress import track
 from torch import nn
 
-from mcf_mm.analysis.complexity import input_shape
-from mcf_mm.analysis.throughput import dense_and_pruned
+from mcf_mm.engine.config import input_shape
+from mcf_mm.engine.networks import dense_and_pruned
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor) -> float:

@@ -15,8 +15,8 @@ from mmengine.runner import Runner, load_checkpoint
 from rich.progress import track
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
-from mcf_mm.analysis.complexity import build_model
 from mcf_mm.engine.config import load_config
+from mcf_mm.engine.networks import build_model
 from mcf_mm.weights.checkpoint import read_state_dict
 
 CONFIG = 'configs/mcf/deit-tiny_imagenet-samples.py'

@@ -26,7 +26,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import YolosConfig, YolosForObjectDetection
 
-from mcf_mm.analysis.complexity import count_complexity, shrink_by_ratio
+from mcf_mm.analysis.complexity import count_complexity, resized
+from mcf_mm.pruning import find_units, uniform
 from mcf_mm.registry import MODELS
 
 POSITIONS = (512, 864)
@@ -64,7 +65,7 @@ def ours(checkpointing: bool = False, ratio: float = 0.0) -> nn.Module:
             bbox_head=dict(type='mcf_mm.YOLOSHead', num_classes=91, embed_dims=384),
         )
     )
-    return (shrink_by_ratio(model, ratio, ratio) if ratio else model).train()
+    return resized(model, uniform(find_units(model), ratio)).train()
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -1,4 +1,4 @@
-"""Single digits on the canvas of the detection scenes; mcf_mm.datasets.digits writes them."""
+"""Single digits on the canvas of the detection scenes; tools/demo/digits.py writes them."""
 
 data_root = 'data/digits/classification'
 batch_size = 32

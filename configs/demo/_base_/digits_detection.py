@@ -1,4 +1,4 @@
-"""Scenes of one to three digits in COCO's format; mcf_mm.datasets.digits writes them."""
+"""Scenes of one to three digits in COCO's format; tools/demo/digits.py writes them."""
 
 data_root = 'data/digits/detection/'
 canvas = 40

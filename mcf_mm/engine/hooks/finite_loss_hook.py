@@ -19,6 +19,7 @@ class FiniteLossHook(Hook):
 
     Raises:
         FloatingPointError: The loss is NaN or infinite.
+        ValueError: There is no batch to take a loss of: the run would train nothing and end well.
 
     Example:
         >>> custom_hooks = [dict(type='mcf_mm.FiniteLossHook')]
@@ -26,6 +27,15 @@ class FiniteLossHook(Hook):
 
     # After MMEngine's RuntimeInfoHook, which copies the losses; before all that may write files.
     priority = 'HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Looks whether an epoch has a batch."""
+        loader = runner.train_dataloader
+        if len(loader) == 0:
+            raise ValueError(
+                f'train_dataloader gives no batch: {len(loader.dataset)} images, '
+                f'batch_size={loader.batch_size} and drop_last={loader.drop_last}'
+            )
 
     def after_train_iter(
         self,

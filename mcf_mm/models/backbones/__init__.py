@@ -1,4 +1,5 @@
 from mcf_mm.models.backbones.slim_swin_transformer import SlimSwinTransformer
+from mcf_mm.models.backbones.slim_t2t_vit import SlimT2T_ViT
 from mcf_mm.models.backbones.slim_vision_transformer import (
     SlimDistilledVisionTransformer,
     SlimVisionTransformer,
@@ -8,6 +9,7 @@ from mcf_mm.models.backbones.yolos_vit import YOLOSVisionTransformer
 __all__ = [
     'SlimDistilledVisionTransformer',
     'SlimSwinTransformer',
+    'SlimT2T_ViT',
     'SlimVisionTransformer',
     'YOLOSVisionTransformer',
 ]

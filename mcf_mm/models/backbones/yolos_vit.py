@@ -2,30 +2,32 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from math import isqrt
 
 import torch
 import torch.nn.functional as F
 from mmengine.model.weight_init import trunc_normal_
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
-from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from mcf_mm.models.backbones.slim_vision_transformer import SlimVisionTransformer
-from mcf_mm.registry import MODELS
+from mcf_mm.pruning.attention import SlimMultiheadAttention
+from mcf_mm.registry import MODELS, is_pretrained
+from mcf_mm.weights.resize import find_grid, resize_positions
 
 #: Image sizes whose position embeddings are kept in evaluation. One takes 79 MB for YOLOS-S at
 #: 800 x 1333, and a handful of sizes covers most of COCO.
 CACHED_GRIDS = 16
 
+_is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)  # torch 2.1 has none
 
-class MaskedAttention(MultiheadAttention):
-    """mmpretrain's attention, with a mask for tokens that are only padding."""
+
+class MaskedEncoderLayer(TransformerEncoderLayer):
+    """mmpretrain's encoder layer, with a mask for tokens that are only padding."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attends among tokens.
+        """Attention, then the feed-forward network.
 
         Args:
             x: Tokens, ``(B, N, C)``.
@@ -35,24 +37,6 @@ class MaskedAttention(MultiheadAttention):
         Returns:
             Tokens, ``(B, N, C)``.
         """
-        if mask is None:
-            return super().forward(x)
-        num_images, num_tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(num_images, num_tokens, 3, self.num_heads, self.head_dims)
-        x = F.scaled_dot_product_attention(
-            *qkv.permute(2, 0, 3, 1, 4),
-            attn_mask=mask,
-            dropout_p=self.attn_drop if self.training else 0.0,
-        )
-        x = self.proj(x.transpose(1, 2).reshape(num_images, num_tokens, self.embed_dims))
-        return self.out_drop(self.gamma1(self.proj_drop(x)))
-
-
-class MaskedEncoderLayer(TransformerEncoderLayer):
-    """mmpretrain's encoder layer, with a mask for tokens that are only padding."""
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As :meth:`MaskedAttention.forward`, then the feed-forward network."""
         x = x + self.attn(self.ln1(x), mask)
         return self.ffn(self.ln2(x), identity=x)
 
@@ -87,6 +71,11 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
             in the backward pass (activation checkpointing): a fraction of the memory for a third
             more time. Defaults to False.
         **kwargs: As for :class:`SlimVisionTransformer`.
+
+    Attributes:
+        counted_tokens: Which tokens of the last batch count, bool ``(B, N)``: patches that are no
+            padding and detection tokens, not the class token. Calibration asks for it. None before
+            the first forward pass and in copies; not set where a program is traced or compiled.
 
     Raises:
         ValueError: A checkpoint of a classifier has no square grid of positions; a checkpoint of
@@ -134,13 +123,14 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         for layer in self.layers:
             # VisionTransformer builds one class of layer; these add an argument, no parameter.
             layer.__class__ = MaskedEncoderLayer
-            layer.attn.__class__ = MaskedAttention
+            SlimMultiheadAttention.adopt(layer.attn)
         self._cached_positions: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self.counted_tokens: Tensor | None = None
 
     def init_weights(self) -> None:
         """As mmpretrain's, which draws the position embedding anew without a checkpoint."""
         super().init_weights()
-        if not self.init_cfg or self.init_cfg['type'] != 'Pretrained':
+        if not is_pretrained(self.init_cfg):
             _init_embed(self.pos_embed)
 
     def forward(
@@ -174,6 +164,7 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
                 batch_first=True,
             )
             positions, mask = self._padded_positions(grids)
+        self._count_tokens(num_images, positions.shape[2], mask)
         # Not indexed: each gradient would be as large as all of them. Popped: none is left in
         # memory when the last block, where training needs most, is computed.
         positions = list(positions.unbind())[::-1]
@@ -191,6 +182,17 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         # Norm is per token, and only these tokens are used.
         x = x[:, -self.num_det_tokens :]
         return (self.ln1(x) if self.final_norm else x,)
+
+    def _count_tokens(self, num_images: int, num_tokens: int, mask: Tensor | None) -> None:
+        """Note which tokens count, as :class:`mcf_mm.pruning.streams.Tokens` asks for."""
+        if torch.jit.is_tracing() or _is_compiling():
+            return  # it would become a part of the program
+        device = self.pos_embed.device
+        counted = torch.ones(num_images, num_tokens, dtype=torch.bool, device=device)
+        if mask is not None:
+            counted &= mask[:, 0, 0]
+        counted[:, 0] = False  # nobody reads the class token
+        self.counted_tokens = counted
 
     def _grids(
         self, x: Tensor, img_shapes: Sequence[tuple[int, int]] | None
@@ -231,7 +233,7 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         # The grids are compared, not the counts: 54 x 32 patches are not 32 x 54.
         if grid != tuple(self.patch_resolution):
             cls_part, patch_part, det_part = self._split(embeds)
-            patch_part = _resize(patch_part, self.patch_resolution, grid)
+            patch_part = resize_positions(patch_part, self.patch_resolution, grid, extra=0)
             embeds = torch.cat((cls_part, patch_part, det_part), dim=1)
         if not self.training and not torch.is_grad_enabled():
             self._cached_positions[grid] = embeds
@@ -264,8 +266,7 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
     def train(self, mode: bool = True) -> 'YOLOSVisionTransformer':
         """Switches between training and evaluation; remembered position embeddings are lost."""
         self._forget_positions()
-        super().train(mode)
-        return self  # mmpretrain's returns None
+        return super().train(mode)
 
     def _apply(self, *args, **kwargs):
         self._forget_positions()  # .to() and .half() do not reach them
@@ -273,30 +274,39 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
 
     def __getstate__(self) -> dict:
         # Copies and pickles go without them: they may be several times as large as the weights.
-        return {**self.__dict__, '_cached_positions': OrderedDict()}
+        return {
+            **self.__dict__,
+            '_cached_positions': OrderedDict(),
+            'counted_tokens': None,
+        }
 
     def _forget_positions(self) -> None:
         self._cached_positions.clear()
 
-    def _prepare_pos_embed(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+    def _prepare_pos_embed(
+        self, state_dict: dict, prefix: str, local_metadata: dict, *args
+    ) -> None:
         """Turns the position embedding of a classifier into one for detection."""
         self._forget_positions()
         name = prefix + 'pos_embed'
         if name not in state_dict:
             return
         embed = state_dict[name]
+        noted = self._noted_grid(local_metadata, embed)
         if prefix + 'det_token' in state_dict:
             for name in ('det_token', 'pos_embed', 'mid_pos_embed'):
                 self._check_positions(state_dict, prefix, name)
+            if noted not in (None, tuple(self.patch_resolution)):
+                raise ValueError(
+                    f'{prefix}pos_embed of the checkpoint is for {noted[0]} x {noted[1]} patches, '
+                    f'the model for {self.patch_resolution[0]} x {self.patch_resolution[1]}: set '
+                    'img_size as it was in its training'
+                )
             return
-        side = isqrt(embed.shape[1] - 1)
-        if side**2 != embed.shape[1] - 1:
-            raise ValueError(
-                f'{name} of the checkpoint has {embed.shape[1]} positions, which are not one for '
-                'the class token and a square grid, nor does it have detection tokens'
-            )
-        cls_part, patch_part = embed.split((1, side**2), dim=1)
-        patch_part = _resize(patch_part, (side, side), self.patch_resolution)
+        # A classifier's: one for the class token, then its grid.
+        grid = find_grid(embed.shape[1] - 1, tuple(self.patch_resolution), noted=noted, name=name)
+        cls_part, patch_part = embed[:, :1], embed[:, 1:]
+        patch_part = resize_positions(patch_part, grid, self.patch_resolution, extra=0)
         det_part = self._split(self.pos_embed.detach())[2].to(embed)
         state_dict[name] = torch.cat((cls_part, patch_part, det_part), dim=1)
 
@@ -326,10 +336,3 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
 def _init_embed(embed: nn.Parameter) -> None:
     """Truncated normal; the public limit of 2 is none, but torch 2.1 draws it now and then."""
     trunc_normal_(embed, std=0.02, a=-0.1, b=0.1)
-
-
-def _resize(patch_part: Tensor, grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
-    """Bicubic resize of position embeddings ``(L, rows * columns, C)``, all in one call."""
-    images = patch_part.unflatten(1, tuple(grid)).permute(0, 3, 1, 2)
-    resized = F.interpolate(images.float(), tuple(new_grid), mode='bicubic', align_corners=False)
-    return resized.flatten(2).transpose(1, 2).to(patch_part.dtype)

@@ -1,0 +1,150 @@
+"""Parameters and MACs of a policy in closed form, from the sizes alone."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mcf_mm.pruning.find import find_units
+from mcf_mm.pruning.structure import Sizes
+from mcf_mm.pruning.units import FFN, Attention, Unit, Units
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one unit costs, as a function of its sizes.
+
+    Attributes:
+        width: Channels C that it reads and gives.
+        biases: Whether there are biases: of fc1; of query, key and value.
+        per_head: Other parameters of one head.
+        calls: (Sequences, tokens of each) of every call for one image.
+        width_out: Outputs of the last layer.
+    """
+
+    width: int
+    bias: int
+    per_head: int
+    calls: tuple[tuple[int, int], ...]
+    width_out: int
+
+
+@dataclass
+class Costs:
+    """Parameters and MACs of a network for any sizes of its units.
+
+    What the units do not cost is counted once, with torch's FlopCounterMode; what they cost is
+    arithmetic, a few microseconds for each. MACs include the products inside attention.
+
+    Attributes:
+        sizes: Sizes of the network that was counted.
+        params: Parameters of everything else than the units' own.
+        macs: The same for MACs.
+    """
+
+    sizes: dict[str, dict[str, int]]
+    params: int = 0
+    macs: int = 0
+    _parts: dict[str, _Part] = field(default_factory=dict)
+
+    def of(self, sizes: Sizes) -> dict[str, int]:
+        """Cost of the network with these sizes; units and kinds that are not named stay.
+
+        Returns:
+            ``{'params': int, 'macs': int}``.
+        """
+        params, macs = self.params, self.macs
+        for name, own in self.sizes.items():
+            cost = self.of_unit(name, {**own, **sizes.get(name, {})})
+            params, macs = params + cost[0], macs + cost[1]
+        return {'params': params, 'macs': macs}
+
+    def of_unit(self, name: str, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """(Parameters, MACs) of one unit with these sizes, biases included."""
+        part = self._parts[name]
+        if 'hidden' in sizes:
+            inputs, hidden = sizes['inputs'], sizes['hidden']
+            params = hidden * (inputs + part.bias + part.width_out)
+            macs = sum(batch * tokens for batch, tokens in part.calls)
+            return params, macs * hidden * (inputs + part.width_out)
+        heads, qk, v = sizes['heads'], sizes['qk'], sizes['v']
+        rows = heads * (2 * qk + v)
+        weights = rows * part.width + part.width_out * heads * v
+        params = weights + rows * part.bias + heads * part.per_head
+        macs = sum(
+            batch * tokens * (weights + heads * tokens * (qk + v)) for batch, tokens in part.calls
+        )
+        return params, macs
+
+
+def measure_costs(
+    model: nn.Module, forward: Callable[[nn.Module], Any], units: Units | None = None
+) -> Costs:
+    """Count a network once, so that any sizes of its units can be counted by arithmetic.
+
+    Args:
+        model: The network. Runs in evaluation mode; its modes are restored.
+        forward: Runs it on one image, ``lambda model: model(torch.zeros(1, 3, 224, 224))``.
+        units: Its units. Defaults to all.
+
+    Raises:
+        ValueError: A unit was not run by ``forward``.
+    """
+    units = find_units(model) if units is None else units
+    calls: dict[str, list[tuple[int, int]]] = {unit.name: [] for unit in units}
+    handles = []
+    for unit in units:
+        layer = unit.places('inputs')[0].module
+
+        def note(module, args, name=unit.name):
+            x = args[0]
+            calls[name].append((x.numel() // x.shape[-1] // x.shape[-2], x.shape[-2]))
+
+        handles.append(layer.register_forward_pre_hook(note))
+    training = [module for module in model.modules() if module.training]
+    counter = FlopCounterMode(display=False)
+    try:
+        # With gradients: without them nn.MultiheadAttention is one operator without a formula.
+        with torch.enable_grad(), counter:
+            model.train(False)
+            forward(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in training:
+            module.training = True
+    missing = [name for name, seen in calls.items() if not seen]
+    if missing:
+        raise ValueError(
+            f'{missing[0]} is not run in evaluation (nor are {len(missing) - 1} others): it cannot '
+            'be calibrated or counted'
+        )
+    costs = Costs(
+        {unit.name: unit.sizes for unit in units},
+        _parts={unit.name: _part(unit, calls[unit.name]) for unit in units},
+    )
+    own = costs.of({})
+    parameters = {id(p): p.numel() for p in model.parameters()}
+    costs.params = sum(parameters.values()) - own['params']
+    costs.macs = counter.get_total_flops() // 2 - own['macs']
+    return costs
+
+
+def _part(unit: Unit, calls: list[tuple[int, int]]) -> _Part:
+    if isinstance(unit, FFN):
+        return _Part(
+            unit.width, int(unit.fc1.bias is not None), 0, tuple(calls), unit.fc2.out_features
+        )
+    assert isinstance(unit, Attention)
+    layers = [getattr(unit.module, name) for name in unit.layout.qkv_names]
+    tables = [getattr(unit.module, name) for name in unit.layout.per_head_names]
+    return _Part(
+        layers[0].in_features,
+        int(layers[0].bias is not None),
+        sum(table.shape[0] for table in tables),
+        tuple(calls),
+        unit.proj.out_features,
+    )

@@ -1,0 +1,289 @@
+"""Policies: how many elements of each kind each unit keeps."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mcf_mm.pruning.costs import Costs
+from mcf_mm.pruning.structure import Sizes, kept_size
+from mcf_mm.pruning.units import Units
+
+#: Fewest elements that a policy leaves: of v and q/k in each head.
+FLOORS = {'inputs': 1, 'hidden': 1, 'heads': 1, 'qk': 1, 'v': 1}
+
+
+def uniform(
+    units: Units,
+    ratios: float | Mapping[str, float] | Mapping[str, Mapping[str, float]],
+    multiple: int = 1,
+    kinds: Iterable[str] = ('inputs', 'hidden'),
+) -> dict[str, dict[str, int]]:
+    """Drop a share of each unit.
+
+    Args:
+        units: Units of a network.
+        ratios: Share to drop, in [0, 1): one for all of ``kinds``, ``{kind: ratio}``, or
+            ``{unit: {kind: ratio}}``. Kinds that are not named stay as they are. Of ``qk`` and
+            ``v`` it is the share of the channels of each head.
+        multiple: See :func:`~mcf_mm.pruning.structure.kept_size`. Defaults to 1.
+        kinds: Which kinds one ratio is for. Defaults to inputs and hidden units, as in MCF.
+
+    Raises:
+        ValueError: A ratio is out of range, a unit or a kind is unknown.
+    """
+    if not isinstance(ratios, Mapping):
+        ratios = dict.fromkeys(kinds, ratios)
+    by_unit = any(isinstance(value, Mapping) for value in ratios.values())
+    if by_unit and not all(isinstance(value, Mapping) for value in ratios.values()):
+        raise ValueError(
+            f'ratios must be {{kind: ratio}} or {{unit: {{kind: ratio}}}}, got {ratios}'
+        )
+    known = {kind for unit in units for kind in unit.kinds}
+    if by_unit:
+        check_names(units, ratios, 'ratios')
+    elif unknown := set(ratios) - known:
+        raise ValueError(
+            f'ratios names {sorted(unknown)}, the network has {sorted(known)}{_left_out(units)}'
+        )
+    sizes: dict[str, dict[str, int]] = {}
+    for unit in units:
+        own = ratios.get(unit.name, {}) if by_unit else ratios
+        for kind, ratio in own.items():
+            if kind in unit.kinds:
+                try:
+                    kept = kept_size(unit.sizes[kind], ratio, multiple)
+                except ValueError as error:
+                    raise ValueError(f'{kind} of {unit.name}: {error}') from None
+                sizes.setdefault(unit.name, {})[kind] = kept
+    return sizes
+
+
+def check_names(units: Units, policy: Mapping[str, Mapping], argument: str) -> None:
+    """Check that a policy names units and kinds of the network.
+
+    Raises:
+        ValueError: It does not; the message says what there is.
+    """
+    names = units.by_name
+    for name, kinds in policy.items():
+        if name not in names:
+            raise ValueError(
+                f'{argument} names the unit {name!r}, the network has {list(names)[:4]} ... '
+                f'({len(names)} in all){_left_out(units)}'
+            )
+        if unknown := set(kinds) - set(names[name].kinds):
+            raise ValueError(
+                f'{argument} names {sorted(unknown)} of {name}, which has {list(names[name].kinds)}'
+            )
+
+
+def _left_out(units: Units) -> str:
+    if not units.left_out:
+        return ''
+    name, reason = next(iter(units.left_out.items()))
+    return f'; {len(units.left_out)} are left out, the first {name}: {reason}'
+
+
+def check_sizes(units: Units, sizes: Sizes, argument: str = 'sizes') -> None:
+    """Check sizes against those of the network.
+
+    Raises:
+        ValueError: A unit or kind is unknown, or a size is no whole number in range.
+    """
+    check_names(units, sizes, argument)
+    names = units.by_name
+    for name, kinds in sizes.items():
+        for kind, size in kinds.items():
+            largest = names[name].sizes[kind]
+            whole = isinstance(size, int) and not isinstance(size, bool)
+            if not whole or not 1 <= size <= largest:
+                raise ValueError(
+                    f'{argument}: {kind} of {name} is {size!r}, it must be from 1 to {largest}'
+                )
+
+
+def read_policy(path: str | Path) -> dict[str, dict[str, int]]:
+    """Read sizes from a JSON file, ``{unit: {kind: n}}`` at the top or under ``sizes``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no JSON or has another form.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no policy file {path}')
+    try:
+        policy = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is no JSON: {error}') from None
+    if isinstance(policy, dict):
+        policy = policy.get('sizes', policy)
+    if not isinstance(policy, dict) or not all(isinstance(v, dict) for v in policy.values()):
+        raise ValueError(f'{path} must be {{"unit": {{"kind": number}}}}, or that under "sizes"')
+    return policy
+
+
+def threshold(
+    units: Units,
+    scores: Mapping[tuple[str, str], Tensor],
+    ratios: Mapping[str, float],
+    floors: Mapping[str, int] | None = None,
+) -> dict[str, dict[str, int]]:
+    """Drop the lowest scores of each kind over the whole network.
+
+    One threshold for each kind drops the share that is asked for, as nearly as equal numbers in
+    the heads of a layer allow: of those it keeps the mean over heads, rounded.
+
+    Args:
+        units: Units of a network.
+        scores: Score of each element, ``(count,)``, by unit name and kind.
+        ratios: Share of each kind to drop.
+        floors: Fewest elements by kind. Defaults to 1 of each.
+
+    Raises:
+        ValueError: A ratio is out of range or has no scores.
+    """
+    floors = {**FLOORS, **(floors or {})}
+    sizes: dict[str, dict[str, int]] = {}
+    for kind, ratio in ratios.items():
+        own = {name: value.detach().cpu() for (name, k), value in scores.items() if k == kind}
+        if not own:
+            raise ValueError(f'there are no scores of {kind}')
+        every = torch.cat(list(own.values()))
+        kept = kept_size(len(every), ratio)
+        order = every.argsort(descending=True, stable=True)
+        stays = torch.zeros(len(every), dtype=torch.bool)
+        stays[order[:kept]] = True
+        parts = stays.split([len(value) for value in own.values()])
+        for (name, _), part in zip(own.items(), parts, strict=True):
+            unit = units.by_name[name]
+            number = round(int(part.sum()) / unit.groups(kind))
+            number = min(unit.sizes[kind], max(floors[kind], number))
+            sizes.setdefault(name, {})[kind] = number
+    return sizes
+
+
+def parse_budget(budget: str | Mapping[str, float], costs: Costs) -> tuple[str, int]:
+    """Read a budget.
+
+    Args:
+        budget: ``'params=3869416'``, ``'macs=60%'`` (of the dense network), or
+            ``{'macs': 0.6e9}``; a number below 1 is a share.
+        costs: Costs of the dense network.
+
+    Returns:
+        ``'params'`` or ``'macs'``, and how many.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    text = budget
+    if isinstance(budget, str):
+        budget = dict([budget.split('=', 1)]) if '=' in budget else {}
+    if len(budget) != 1 or not set(budget) <= {'params', 'macs'}:
+        raise ValueError(f"budget must be 'params=N' or 'macs=N' or a share, N%, got {text!r}")
+    ((what, value),) = budget.items()
+    try:
+        share = isinstance(value, str) and value.endswith('%')
+        number = float(value[:-1]) / 100 if share else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f'budget must be a number, got {text!r}') from None
+    if not 0 < number < float('inf'):
+        raise ValueError(f'budget must be positive, got {text!r}')
+    dense = costs.of({})[what]
+    return what, round(number * dense) if share or number < 1 else round(number)
+
+
+def within_budget(
+    units: Units,
+    costs: Costs,
+    budget: str | Mapping[str, float],
+    shape: Callable[[float], Sizes] | Iterable[str],
+    floors: Mapping[str, int] | None = None,
+) -> dict[str, dict[str, int]]:
+    """Meet a budget exactly: not above it, and no single element more would fit.
+
+    Args:
+        units: Units of a network.
+        costs: Its costs, see :func:`~mcf_mm.pruning.costs.measure_costs`.
+        budget: See :func:`parse_budget`.
+        shape: Sizes for a strength in [0, 1], not growing with it: 0 keeps all. Or kinds, of which
+            each unit drops the same share.
+        floors: Fewest elements by kind. Defaults to 1 of each.
+
+    Raises:
+        ValueError: No strength meets the budget; the message says the smallest cost and which
+            kinds limit it.
+    """
+    what, wanted = parse_budget(budget, costs)
+    floors = {**FLOORS, **(floors or {})}
+    if not callable(shape):
+        kinds = list(shape)
+
+        def shape(strength: float) -> Sizes:
+            ratios = dict.fromkeys(kinds, min(strength, 1 - 1e-9))
+            return uniform(units, ratios)
+
+    names = units.by_name
+
+    def bounded(strength: float) -> dict[str, dict[str, int]]:
+        return {
+            name: {
+                kind: min(names[name].sizes[kind], max(floors[kind], size))
+                for kind, size in kinds.items()
+            }
+            for name, kinds in shape(strength).items()
+        }
+
+    low, high = 0.0, 1.0  # low costs too much, high fits
+    smallest = costs.of(bounded(1.0))[what]
+    if smallest > wanted:
+        limits = sorted({kind for kinds in bounded(1.0).values() for kind in kinds})
+        raise ValueError(
+            f'no policy meets the budget of {wanted:,} {what}: {smallest:,} is the least that '
+            f'pruning {", ".join(limits)} leaves; prune more kinds or take a larger budget'
+        )
+    if costs.of(bounded(0.0))[what] <= wanted:
+        return bounded(0.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if costs.of(bounded(middle))[what] > wanted:
+            low = middle
+        else:
+            high = middle
+    return _fill(bounded(high), bounded(low), units, costs, what, wanted)
+
+
+def _fill(
+    sizes: dict[str, dict[str, int]],
+    above: Sizes,
+    units: Units,
+    costs: Costs,
+    what: str,
+    wanted: int,
+) -> dict[str, dict[str, int]]:
+    """Add single elements while one fits, those first that the next smaller strength keeps."""
+    index = ('params', 'macs').index(what)
+    full = units.by_name
+    spent = costs.of(sizes)[what]
+    current = {name: {**full[name].sizes, **kinds} for name, kinds in sizes.items()}
+    for limit in (above, {name: full[name].sizes for name in sizes}):
+        grown = True
+        while grown:
+            grown = False
+            for name, kinds in sizes.items():
+                for kind in kinds:
+                    if kinds[kind] >= limit[name][kind]:
+                        continue
+                    before = costs.of_unit(name, current[name])[index]
+                    more = {**current[name], kind: kinds[kind] + 1}
+                    extra = costs.of_unit(name, more)[index] - before
+                    if spent + extra <= wanted:
+                        kinds[kind] += 1
+                        current[name] = more
+                        spent += extra
+                        grown = True
+    return sizes

@@ -1,0 +1,6 @@
+"""The demo is a folder of scripts, not a package."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools' / 'demo'))

@@ -1,0 +1,84 @@
+"""What the README promises is what a test checks: each sentence of that kind names its tests."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Words that make a sentence a promise.
+WORDS = re.compile(r'\b(never|always|the same (weights|bits)|by name|refused|an error)\b')
+#: How such a sentence goes, and the tests that hold it.
+PROMISES = {
+    'what is missing or outside the supported range is an error that names it': [
+        'compat/test_versions.py',
+    ],
+    'to the same weights as if nothing had happened': [
+        'engine/test_resume.py::test_a_run_killed_again_and_again_ends_with_the_same_weights',
+        'engine/test_resume.py::test_a_damaged_one_gives_way_to_the_newest_whole_one',
+    ],
+    'A checkpoint of another run': [
+        'engine/test_same_run.py::test_another_run_is_refused_by_name',
+        'engine/test_mcf_pruning_hook.py::test_resuming_with_other_settings_is_refused_by_name',
+    ],
+    'there and back gives the same bits': [
+        'weights/test_convert_libraries.py::test_slim_networks_there_and_back',
+        'weights/test_convert_yolos.py::test_there_and_back_gives_the_same_bits',
+    ],
+    'A neck or head made for other widths is refused': [
+        'models/test_widths.py::test_before_training',
+    ],
+    'Every tool compares each name and shape of a checkpoint': [
+        'weights/test_check.py',
+        'engine/test_same_run.py::test_weights_that_do_not_fit_stop_training',
+    ],
+    'a file that needs more is refused, unless `MCF_MM_TRUST_PICKLE=1`': [
+        'weights/test_pickles.py',
+        'weights/test_mmengine_loading.py',
+    ],
+    '`tools/train.py` and `tools/test.py` stop with an error that names the file': [
+        'datasets/test_coco.py',
+        'engine/test_bad_input.py',
+    ],
+    'Repaired in memory, with a line of the log, and never in the file': [
+        'datasets/test_coco.py',
+    ],
+    'weights that are NaN are never written': [
+        'engine/test_bad_input.py',
+    ],
+    'FSDP and DeepSpeed are refused before training starts': [
+        'engine/test_distributed.py::test_sharded_training_is_refused',
+        'engine/test_distributed.py::test_the_hook_refuses_a_strategy_before_training',
+    ],
+}
+
+
+def sentences() -> list[str]:
+    """Sentences of the README outside code and tables."""
+    text = re.sub(r'```.*?```', '', (ROOT / 'README.md').read_text(), flags=re.DOTALL)
+    found = []
+    for paragraph in re.split(r'\n\n|\n(?=- )', text):
+        if not paragraph.lstrip().startswith('|'):
+            found += re.split(r'(?<=[.;])\s+(?=[A-Z`(*])', ' '.join(paragraph.split()))
+    return found
+
+
+def test_every_promise_has_its_tests():
+    without = [
+        sentence
+        for sentence in sentences()
+        if WORDS.search(sentence) and not any(start in sentence for start in PROMISES)
+    ]
+    assert not without
+
+
+@pytest.mark.parametrize('promise', PROMISES)
+def test_the_tests_of_a_promise_exist(promise):
+    assert any(promise in sentence for sentence in sentences()), 'the README says it no more'
+    for test in PROMISES[promise]:
+        path, _, name = test.partition('::')
+        tree = ast.parse((ROOT / 'tests' / path).read_text())
+        names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert any(other.startswith('test_') for other in names)
+        assert not name or name in names, test
