@@ -251,7 +251,7 @@ def test_attentions_with_more_than_query_key_and_value_are_left_out_with_the_rea
     arguments = dict(img_size=28, patch_size=14, embed_dim=24, depth=1, num_heads=3)
     model = timm.models.eva.Eva(qkv_bias=False, **arguments)
     assert find_units(model).left_out['blocks.0.attn'].startswith("its forward takes ['rope'")
-    scaled = timm.layers.Attention(24, num_heads=3)
+    scaled = timm.models.vision_transformer.Attention(24, num_heads=3)
     scaled.scale_of_mine = nn.Parameter(torch.ones(8))
     units = find_units(nn.ModuleDict({'attn': scaled}))
     reason = 'it has scale_of_mine, of which the core knows nothing'
