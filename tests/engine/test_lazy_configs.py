@@ -167,7 +167,6 @@ def test_tools_on_a_classifier(classifier, tmp_path):
     assert again['params'] == counts['pruned']['params']
     tool('throughput.py', classifier, '--rounds', 1, '--batch', 2, '--json')
     tool('report.py', weights, '--config', classifier, '--out', tmp_path / 'report')
-    tool('export_onnx.py', slim, weights, tmp_path / 'slim.onnx')
 
 
 def test_one_shot_pruning_of_a_classifier(classifier, tmp_path):
@@ -181,7 +180,16 @@ def test_one_shot_pruning_of_a_classifier(classifier, tmp_path):
     slim = tmp_path / 'slim' / 'slim.py'
     assert 'accuracy/top1' in tool('test.py', slim, slim.with_suffix('.safetensors'))
     assert 'accuracy/top1' in tool('test.py', classifier, dense)
-    tool('export_onnx.py', classifier, dense, tmp_path / 'dense.onnx')
+
+
+def test_onnx_of_a_classifier(classifier, tmp_path):
+    for package in ('onnxruntime', 'onnx', 'onnxscript'):
+        pytest.importorskip(package, reason=f'{package} is not installed: the extra onnx has it')
+    tool('train.py', classifier, '--work-dir', tmp_path / 'run')
+    slim = tmp_path / 'run' / 'slim.py'
+    weights = slim.with_suffix('.safetensors')
+    tool('export_onnx.py', slim, weights, tmp_path / 'slim.onnx')
+    assert (tmp_path / 'slim.onnx').stat().st_size > 0
 
 
 def test_tools_on_a_detector(detector, scenes, tmp_path):
