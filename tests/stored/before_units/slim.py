@@ -20,7 +20,7 @@ data_preprocessor = dict(
 default_hooks = dict(checkpoint=dict(interval=1, type='CheckpointHook'))
 default_scope = 'mmpretrain'
 experiment_name = 'run'
-load_from = '/tmp/golden/run/work/slim.safetensors'
+load_from = 'work_dirs/micro/slim.safetensors'
 log_level = 'INFO'
 model = dict(
     backbone=dict(
@@ -52,7 +52,7 @@ test_cfg = dict()
 test_dataloader = dict(
     batch_size=4,
     dataset=dict(
-        data_root='/tmp/golden/run/photos',
+        data_root='data/photos',
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='PackInputs'),
@@ -67,7 +67,7 @@ train_cfg = dict(by_epoch=True, max_epochs=5, val_interval=1)
 train_dataloader = dict(
     batch_size=4,
     dataset=dict(
-        data_root='/tmp/golden/run/photos',
+        data_root='data/photos',
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(prob=0.5, type='RandomFlip'),
@@ -82,7 +82,7 @@ val_cfg = dict()
 val_dataloader = dict(
     batch_size=4,
     dataset=dict(
-        data_root='/tmp/golden/run/photos',
+        data_root='data/photos',
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='PackInputs'),
@@ -99,4 +99,4 @@ visualizer = dict(
         dict(type='LocalVisBackend'),
     ],
 )
-work_dir = '/tmp/golden/run/work'
+work_dir = 'work_dirs/work'
