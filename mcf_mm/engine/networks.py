@@ -61,7 +61,7 @@ def pruned_network(config: Config, model: nn.Module, ratio: float | None = None)
     for hook in config.get('custom_hooks') or []:
         if split_type(hook['type'])[1] in PRUNING_HOOKS:
             # Built, because the class alone knows its defaults and checks its arguments.
-            scope, name = split_type(hook['type'])
+            _, name = split_type(hook['type'])
             pruning = HOOKS.build(dict(hook, type=f'mcf_mm.{name}')).pruning
             units = require_units(model)
             policy = resolve_policy(units, pruning.ratios, pruning.sizes, pruning.multiple)

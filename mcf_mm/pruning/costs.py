@@ -19,7 +19,7 @@ class _Part:
 
     Attributes:
         width: Channels C that it reads and gives.
-        biases: Whether there are biases: of fc1; of query, key and value.
+        bias: 1 with a bias of fc1, or of query, key and value; else 0.
         per_head: Other parameters of one head.
         calls: (Sequences, tokens of each) of every call for one image.
         width_out: Outputs of the last layer.

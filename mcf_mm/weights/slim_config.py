@@ -122,7 +122,7 @@ def slim_config(model: nn.Module, cfg: Config, checkpoint: str | Path) -> Config
 def sizes_by_kind(units: Units) -> dict[str, list[int]]:
     """Sizes for the argument ``sizes`` of a slim class: of each kind, one for each unit.
 
-    Kinds of which nothing was pruned are left out.
+    FFNs of which none was pruned are left out with all their kinds, attentions likewise.
     """
     pruned = {type(unit) for unit in units if unit.is_pruned}
     sizes: dict[str, list[int]] = {}
