@@ -9,6 +9,10 @@ Calibration takes images of the config's training set.
         --compensation least_squares --out work_dirs/hidden_only
     python tools/prune.py CONFIG CHECKPOINT --criterion fisher \\
         --ratios heads=0.2,qk=0.3,hidden=0.4 --out work_dirs/all_kinds
+    python tools/prune.py CONFIG CHECKPOINT --budget macs=60% --method obs --heal minutes=15 \\
+        --curves work_dirs/curves.json --out work_dirs/closed_form
+    python tools/prune.py CONFIG CHECKPOINT --hidden-ratio 0.52 --input-ratio 0 \\
+        --compensation least_squares --heal minutes=15 --out work_dirs/healed
 """
 
 import argparse
@@ -20,6 +24,7 @@ from mmengine.config import DictAction
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.prune import prune_checkpoint
+from mcf_mm.pruning import Healing
 from mcf_mm.pruning.compensation import COMPENSATIONS
 from mcf_mm.pruning.criteria import CRITERIA
 from mcf_mm.pruning.criteria.mcf import METHODS
@@ -40,8 +45,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--criterion',
         choices=tuple(CRITERIA),
-        default='mcf',
-        help='what is important: mcf for inputs and hidden units, the others for every kind',
+        help='what is important: mcf for inputs and hidden units, obs the closed form, the others '
+        'for every kind (default: obs with --budget, otherwise mcf)',
     )
     parser.add_argument(
         '--ratio', type=float, help='share of FFN inputs and hidden units to drop (default: 0.4)'
@@ -60,16 +65,47 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--method',
-        choices=METHODS,
-        default=OF_MCF['method'],
+        choices=(*METHODS, 'obs'),
         help='how the criterion mcf scores weights: as the paper, or a baseline (magnitude is '
-        '"direct pruning" of the paper)',
+        '"direct pruning" of the paper); obs is short for --criterion obs',
     )
     parser.add_argument(
         '--compensation',
         choices=COMPENSATIONS,
-        default='none',
-        help='fold what is dropped into what stays; none is the paper',
+        help='fold what is dropped into what stays; none is the paper (default: least_squares '
+        'with obs, otherwise none)',
+    )
+    parser.add_argument(
+        '--budget',
+        metavar='WHAT=NUMBER',
+        help='what the network may cost, instead of ratios: params=3869416, macs=60%% or '
+        'latency=70%%, met to the last element',
+    )
+    parser.add_argument(
+        '--dims',
+        metavar='KIND,...',
+        help='what a budget may prune: hidden,v,qk,heads,inputs (default: all but inputs with obs, '
+        'otherwise inputs and hidden)',
+    )
+    parser.add_argument(
+        '--allocation',
+        choices=('measured', 'predicted'),
+        help='of obs: where a budget cuts, by losses as predicted or as measured (the default)',
+    )
+    parser.add_argument(
+        '--curves',
+        metavar='FILE',
+        help='JSON file of the cost curves of obs, with the moments beside it: written if it is '
+        'not there, otherwise read, and no image is needed',
+    )
+    parser.add_argument(
+        '--latency',
+        metavar='FILE',
+        help='JSON file of measured times, for --budget latency=70%%: written if it is not there, '
+        'otherwise read, also on another machine',
+    )
+    parser.add_argument(
+        '--latency-batch', type=int, default=1, help='images at a time when times are measured'
     )
     parser.add_argument(
         '--shared-inputs',
@@ -93,6 +129,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--scale', type=float, default=OF_MCF['scale'], help='width of the band of FIS'
     )
+    parser.add_argument(
+        '--heal',
+        metavar='minutes=N|epochs=N',
+        help='after the cut, train the small network on the calibration images, without labels, to '
+        'put out what the dense one does; more settings after commas, as in epochs=20,lr=1e-4',
+    )
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='go on with a --heal that was interrupted, with the same options as before',
+    )
     parser.add_argument('--seed', type=int, default=0, help='chooses the calibration images')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings'
@@ -112,10 +159,12 @@ def read_ratios(args: argparse.Namespace) -> dict[str, float] | None:
         '--hidden-ratio': args.hidden_ratio,
     }
     given = [name for name, value in single.items() if value is not None]
-    several = [name for name in ('ratios', 'sizes') if getattr(args, name) is not None]
+    several = [name for name in ('ratios', 'sizes', 'budget') if getattr(args, name) is not None]
     if several and (given or len(several) > 1):
         raise ValueError(f'--{several[0]} cannot be given together with others: {given or several}')
-    if args.sizes is not None:
+    if args.budget is None and (args.dims or args.curves):
+        raise ValueError('--dims and --curves are for a --budget: give one')
+    if args.sizes is not None or args.budget is not None:
         return None
     if args.ratios is None:
         ratio = 0.4 if args.ratio is None else args.ratio
@@ -141,17 +190,56 @@ def read_criterion(args: argparse.Namespace) -> dict:
     Raises:
         ValueError: An option is for another criterion.
     """
-    criterion = dict(type=args.criterion)
-    if args.criterion == 'mcf':
-        criterion |= {name: getattr(args, name) for name in (*OF_MCF, 'seed')}
-        return criterion
-    for name, default in OF_MCF.items():
-        if (value := getattr(args, name)) != default:
-            option = f'--{name.replace("_", "-")}'
-            raise ValueError(f'{option} {value} is for --criterion mcf, got {args.criterion}')
-    if args.criterion == 'random':
+    name = args.criterion or ('mcf' if args.budget is None else 'obs')
+    if args.method == 'obs':
+        if args.criterion not in (None, 'obs'):
+            raise ValueError(f'--method obs is --criterion obs, got --criterion {args.criterion}')
+        name = 'obs'
+    elif args.method is not None and args.criterion is None:
+        name = 'mcf'
+    criterion = dict(type=name)
+    given = dict(vars(args), method=None if args.method == 'obs' else args.method)
+    given = {key: default if given[key] is None else given[key] for key, default in OF_MCF.items()}
+    if name == 'mcf':
+        criterion |= given | dict(seed=args.seed)
+    for key, default in OF_MCF.items():
+        if name != 'mcf' and given[key] != default:
+            option = f'--{key.replace("_", "-")}'
+            raise ValueError(f'{option} {given[key]} is for --criterion mcf, got {name}')
+    if name == 'random':
         criterion['seed'] = args.seed
+    if args.allocation is not None:
+        if name != 'obs' or args.budget is None:
+            raise ValueError('--allocation is for a --budget with --criterion obs')
+        criterion['allocation'] = args.allocation
     return criterion
+
+
+def read_heal(args: argparse.Namespace) -> dict | None:
+    """Settings of healing; None where none was asked for.
+
+    Raises:
+        ValueError: They are not NAME=VALUE,..., or ``--resume`` is given without them.
+    """
+    if args.heal is None:
+        if args.resume:
+            raise ValueError('--resume goes on with --heal: give the same --heal as before')
+        return None
+    settings: dict = {}
+    for part in args.heal.split(','):
+        name, _, text = (word.strip() for word in part.partition('='))
+        if name in settings:
+            raise ValueError(f'--heal names {name} twice: {args.heal!r}')
+        for read in (int, float, {'True': True, 'False': False}.__getitem__):
+            try:
+                settings[name] = read(text)
+                break
+            except (ValueError, KeyError):
+                continue
+        else:
+            raise ValueError(f'--heal must be minutes=N or epochs=N, got {args.heal!r}')
+    Healing.of(settings)
+    return settings
 
 
 def main() -> None:
@@ -171,6 +259,13 @@ def main() -> None:
             last_step=args.last_step,
             compensation=args.compensation,
             multiple=args.multiple,
+            budget=args.budget,
+            kinds=None if args.dims is None else [kind.strip() for kind in args.dims.split(',')],
+            curves=args.curves,
+            latency=args.latency,
+            latency_batch=args.latency_batch,
+            heal=read_heal(args),
+            resume=args.resume,
         )
     except (ValueError, OSError) as error:
         sys.exit(f'error: {error}')

@@ -17,7 +17,9 @@ from mcf_mm.pruning import Observer, find_classifier
 from mcf_mm.pruning.structure import check_seed, check_whole
 
 
-def calibration_loader(cfg: Config, num_images: int, seed: int = 0) -> DataLoader:
+def calibration_loader(
+    cfg: Config, num_images: int, seed: int = 0, batch_size: int = 64
+) -> DataLoader:
     """Loads a fixed random choice of training images, without training augmentation.
 
     Training images, because validation images are what results are reported on; the pipeline of
@@ -30,6 +32,7 @@ def calibration_loader(cfg: Config, num_images: int, seed: int = 0) -> DataLoade
         cfg: Config with a ``train_dataloader``.
         num_images: Number of images S, at most the size of the set.
         seed: Chooses the images. Defaults to 0.
+        batch_size: Images of a batch, at most what the config trains with. Defaults to 64.
 
     Raises:
         ValueError: The config has no ``train_dataloader`` ``num_images`` is not positive, or
@@ -49,7 +52,7 @@ def calibration_loader(cfg: Config, num_images: int, seed: int = 0) -> DataLoade
         dataset = DATASETS.build(dataset_cfg)
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     chosen = chosen[:num_images].tolist()
-    batch_size = min(64, cfg.train_dataloader.get('batch_size', 64))
+    batch_size = min(batch_size, cfg.train_dataloader.get('batch_size', 64))
     rank, num_processes = get_dist_info()
     batches = list(BatchSampler(range(len(chosen)), batch_size, drop_last=False))
     return DataLoader(

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from mcf_mm.pruning import (
     find_units,
 )
 from mcf_mm.pruning.observers import ActivationObserver, Observer
+from mcf_mm.pruning.sequential import solve_sequentially
 from mcf_mm.weights.slim_config import slim_config, write_slim
 
 #: Scores by unit and kind, for pictures.
@@ -176,18 +177,53 @@ def first_structure(sizes: Sizes, units: Units) -> Structure:
     return Structure(kept)
 
 
-def calibrate_run(runner: Runner, loader: Any, observers: Sequence[Observer]) -> Seen:
+def shown(runner: Runner, loader: Any) -> Iterable[Any]:
+    """The batches of a loader, with a progress bar in the first process."""
+    return track_iter_progress((iter(loader), len(loader))) if runner.rank == 0 else loader
+
+
+def calibrate_run(
+    runner: Runner,
+    batches: Iterable[Any],
+    observers: Sequence[Observer],
+    labels: str = 'predicted',
+) -> Seen:
     """Calibrate on the model of a run; its processes share the images."""
     if not observers:
         return Seen({})
     model = unwrapped(runner)
-    batches = loader
-    if runner.rank == 0:
-        batches = track_iter_progress((iter(loader), len(loader)))
     forward, loss = forward_and_loss(model, observers)
     return calibrate(
-        model, batches, observers, forward, image_names, shared=runner.distributed, loss=loss
+        model,
+        batches,
+        observers,
+        forward,
+        image_names,
+        shared=runner.distributed,
+        loss=loss,
+        labels=labels,
     )
+
+
+def solve_run(
+    runner: Runner,
+    network: nn.Module,
+    dense: Mapping[str, nn.Module],
+    loader: Any,
+    structure: Structure,
+) -> None:
+    """Solve the layers of a network of a run anew, see :func:`solve_sequentially`."""
+    forward = tensor_forward(network)
+    solve_sequentially(network, dense, loader, structure, forward, shared=runner.distributed)
+
+
+def forget_state(runner: Runner, units: Units, kinds: Iterable[tuple[str, str]]) -> None:
+    """Let the optimizer begin anew with parameters that are written in another basis."""
+    state = runner.optim_wrapper.optimizer.state
+    for name, kind in kinds:
+        unit = units.by_name[name]
+        for axis in unit.axes(kind):
+            state.pop(unit.parameter(axis.parameter), None)
 
 
 def cut_run(runner: Runner, structure: Structure, importance: Importance) -> None:

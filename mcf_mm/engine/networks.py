@@ -3,7 +3,10 @@
 import copy
 import gc
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
@@ -12,12 +15,13 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
 
-from mcf_mm.analysis.complexity import masked, resized
+from mcf_mm.analysis.complexity import masked, num_channels, resized, tensor_arguments
 from mcf_mm.analysis.throughput import scatter_inputs
 from mcf_mm.models.widths import check_widths
-from mcf_mm.pruning import uniform
-from mcf_mm.pruning.prune import require_units, resolve_policy
+from mcf_mm.pruning import Costs, measure_costs, uniform
+from mcf_mm.pruning.prune import require_units
 from mcf_mm.registry import HOOKS, MODELS, split_type
+from mcf_mm.search import Latency, measure_latency, read_latency
 from mcf_mm.weights.slim_config import PRUNING_HOOKS
 
 
@@ -39,6 +43,65 @@ def build_model(config: Config) -> nn.Module:
         network = MODELS.build(model)
     check_widths(network, config.model)
     return network
+
+
+def model_costs(model: nn.Module, shape: tuple[int, int]) -> Costs:
+    """Costs of a network for any sizes of its units, see :func:`mcf_mm.pruning.measure_costs`.
+
+    Args:
+        model: mmpretrain classifier or mmdet detector. It stays as it is.
+        shape: Height and width of an image in pixels.
+    """
+    arguments = tensor_arguments(model, shape)
+
+    def forward(network: nn.Module) -> Any:
+        device = next(network.parameters()).device
+        return network(torch.zeros(1, num_channels(network), *shape, device=device), **arguments)
+
+    return measure_costs(model, forward)
+
+
+def model_latency(
+    model: nn.Module,
+    shape: tuple[int, int],
+    path: str | Path | None = None,
+    batch: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Latency:
+    """Times of a network for any sizes of its units, from a file or measured here.
+
+    Args:
+        model: mmpretrain classifier or mmdet detector. It stays as it is.
+        shape: Height and width of an image in pixels.
+        path: JSON file of measured times. It is read if it is there, whatever machine it was
+            measured on, and written if not. Defaults to None: measured, not written.
+        batch: Images at a time. Defaults to 1.
+        progress: See :func:`mcf_mm.search.measure_latency`.
+
+    Raises:
+        ValueError: The file is of another network, size of image or batch, or is no such file.
+    """
+    wanted = {'shape': list(shape), 'batch': batch}
+    device = next(model.parameters()).device
+    if path is not None and Path(path).exists():
+        latency = read_latency(path, device, strict=False)
+        latency.check(require_units(model), str(path))
+        found = {key: latency.facts.get(key) for key in wanted}
+        if found != wanted:
+            raise ValueError(
+                f'{path} has times of {found}, and {wanted} are asked for: name another file'
+            )
+        return latency
+    arguments = tensor_arguments(model, shape)
+    images = torch.zeros(batch, num_channels(model), *shape, device=device)
+    latency = measure_latency(
+        model, lambda network: network(images, **arguments), progress=progress
+    )
+    latency.facts |= wanted
+    if path is not None:
+        latency.save(path)
+        print(f'wrote {path}')
+    return latency
 
 
 def pruned_network(config: Config, model: nn.Module, ratio: float | None = None):
@@ -63,8 +126,8 @@ def pruned_network(config: Config, model: nn.Module, ratio: float | None = None)
             # Built, because the class alone knows its defaults and checks its arguments.
             _, name = split_type(hook['type'])
             pruning = HOOKS.build(dict(hook, type=f'mcf_mm.{name}')).pruning
-            units = require_units(model)
-            policy = resolve_policy(units, pruning.ratios, pruning.sizes, pruning.multiple)
+            # Of a budget the sizes are known after calibration: the cost is the same.
+            _, policy = pruning.plan_trial(model, config)
             last_step = getattr(pruning, 'last_step', 'x_transformation')
             if last_step == 'x_transformation':
                 return resized(model, policy)

@@ -1,29 +1,46 @@
 """The pruning of one training run: what a pruning hook does when it decides that it is time."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
 from mcf_mm.engine import in_run
-from mcf_mm.engine.calibration_data import calibration_loader
+from mcf_mm.engine.calibration_data import calibration_loader, tensor_forward
+from mcf_mm.engine.config import input_shape
+from mcf_mm.engine.heal import check_heal_model, heal_run
 from mcf_mm.engine.hooks.teacher_hook import TeacherHook
-from mcf_mm.engine.networks import averages, cut_networks, unwrapped
+from mcf_mm.engine.networks import averages, cut_networks, model_costs, unwrapped
 from mcf_mm.engine.resume import check_settings, plain_settings
 from mcf_mm.engine.runner import require_supported_parallelism
-from mcf_mm.pruning import Seen, Structure, Units, build_criterion, compensate, cut, find_units
+from mcf_mm.pruning import (
+    Healing,
+    Seen,
+    Structure,
+    build_criterion,
+    compensate,
+    cut,
+    find_units,
+)
 from mcf_mm.pruning.compensation import check_biases, check_compensation, compensation_observers
-from mcf_mm.pruning.criteria.fis import band_limit
-from mcf_mm.pruning.criteria.regular import SparseFFN, check_last_step, held_masks, hold
+from mcf_mm.pruning.measure import Kept, Probe
+from mcf_mm.pruning.observers import Observer
+from mcf_mm.pruning.policy import Budget, budget_kind, within_budget
 from mcf_mm.pruning.prune import (
     Ratios,
     check_criterion,
     check_parameters,
     check_tied,
+    open_policy,
     require_units,
     resolve_policy,
 )
-from mcf_mm.pruning.structure import Sizes, check_ratio, check_seed, check_whole
+from mcf_mm.pruning.sequential import copies
+from mcf_mm.pruning.streams import gather
+from mcf_mm.pruning.structure import Sizes, check_seed, check_whole
+from mcf_mm.search import read_latency
 
 STATE = 'mcf_mm_pruning'
 
@@ -43,12 +60,25 @@ class PruningRun:
         sizes: Sizes | str | None,
         epoch: int,
         num_images: int,
-        compensation: str,
+        compensation: str | None,
         multiple: int,
         teacher: dict | None,
         seed: int,
+        heal: dict | None = None,
+        budget: Budget | None = None,
+        kinds: Sequence[str] | None = None,
+        latency: str | None = None,
     ):
-        check_compensation(compensation)
+        if budget is not None and (ratios is not None or sizes is not None):
+            raise ValueError('give one of budget, ratios and sizes')
+        if budget is None and kinds is not None:
+            raise ValueError(f'kinds are for a budget: give one, or leave out kinds={kinds}')
+        if (latency is None) == (budget is not None and budget_kind(budget) == 'latency'):
+            raise ValueError(
+                'a budget of latency needs latency=FILE with measured times (tools/prune.py '
+                f'--latency writes one), and no other budget does: got budget={budget}, '
+                f'latency={latency}'
+            )
         for name, value, least in (
             ('epoch', epoch, 0),
             ('num_images', num_images, 1),
@@ -57,11 +87,23 @@ class PruningRun:
             check_whole(name, value, least)
         check_seed(seed)
         self.hook = hook
+        if criterion is None:
+            criterion = 'fisher' if budget is None else 'obs'
         self.criterion = build_criterion(criterion)
+        if compensation is None:
+            compensation = self.criterion.compensation
+        check_compensation(compensation)
+        self.budget, self.kinds, self.latency = budget, kinds, latency
         self.ratios, self.sizes, self.multiple = ratios, sizes, multiple
         self.cut_epoch, self.num_images, self.seed = epoch, num_images, seed
         self.compensation = compensation
         self.teacher = None if teacher is None else TeacherHook(**teacher)
+        self.heal = None
+        if heal is not None:
+            Healing.of(heal)
+            self.heal = {'seed': seed, **heal}
+        # Remembers the dense network, whether or not it teaches in the epochs that remain.
+        self.keeper = self.teacher or (heal and TeacherHook(logits=0.0, blocks=1.0))
         self.settings = plain_settings(
             criterion=criterion,
             ratios=ratios,
@@ -72,7 +114,12 @@ class PruningRun:
             multiple=multiple,
             teacher=teacher,
             seed=seed,
+            heal=heal,
+            budget=budget,
+            kinds=kinds,
+            latency=latency,
         )
+        self.healed: dict | None = None
         self.structure: Structure | None = None
         self.origin: str | None = None
 
@@ -92,20 +139,52 @@ class PruningRun:
         check_parameters(unwrapped(runner))
         if not self.is_small:
             self.units = require_units(unwrapped(runner))
-            self.policy = resolve_policy(self.units, self.ratios, self.sizes, self.multiple)
+            self.policy, trial = self.plan_trial(unwrapped(runner), runner.cfg)
             check_tied(unwrapped(runner), self.policy)
             check_criterion(self.criterion, self.policy)
             check_biases(self.units, self.policy, self.compensation)
             self.check_epochs(runner)
-            self.loader = calibration_loader(runner.cfg, self.num_images, self.seed)
-            structure = in_run.first_structure(self.policy, self.units)
+            observers = self.criterion.observers(self.units, self.policy)
+            felt = any(observer.needs_gradients for observer in observers)
+            size = 16 if felt else 64  # gradients keep the activations of a batch
+            self.loader = calibration_loader(runner.cfg, self.num_images, self.seed, size)
+            structure = in_run.first_structure(trial, self.units)
+            if self.heal is not None:
+                check_heal_model(unwrapped(runner), runner.cfg, self.loader, self.heal)
             in_run.try_cut(runner, structure, self.loader.dataset)
         if self.teacher is not None:
             self.teacher.check(unwrapped(runner))
-            if self.is_small or self.teacher.sha256:
-                self.teacher.recall(runner)
-            if self.is_small:
-                self.teacher.attach(runner)
+        # Healing needs the dense network until surgery, a teacher until the end.
+        keeper = self.teacher if self.is_small else self.keeper
+        if keeper is not None and (self.is_small or keeper.sha256):
+            keeper.recall(runner)
+        if self.teacher is not None and self.is_small:
+            self.teacher.attach(runner)
+
+    def plan_trial(self, model: nn.Module, cfg: Config) -> tuple[dict, dict]:
+        """What is to be pruned, and sizes to try surgery with before those of a budget are known.
+
+        Args:
+            model: The dense network.
+            cfg: Its config, which says the size of images.
+
+        Returns:
+            Two policies, the same one without a budget.
+        """
+        units = require_units(model)
+        if self.budget is None:
+            policy = resolve_policy(units, self.ratios, self.sizes, self.multiple)
+            return policy, policy
+        self.costs = model_costs(model, input_shape(cfg))
+        if self.latency is not None:
+            # Of the machine that the small network is for, which need not be this one.
+            self.costs.latency = read_latency(self.latency, device=None)
+            self.costs.latency.check(units, self.latency)
+        kinds = open_policy(
+            units, self.costs, self.budget, self.kinds, self.criterion, self.multiple
+        )
+        named = sorted({kind for own in kinds.values() for kind in own})
+        return kinds, within_budget(units, self.costs, self.budget, named, self.criterion.floors)
 
     def check_epochs(self, runner: Runner) -> None:
         """Check the settings against the length of the run."""
@@ -122,23 +201,47 @@ class PruningRun:
             )
 
     def cut(self, runner: Runner) -> None:
-        """Calibrate, choose, compensate and cut."""
-        if self.teacher is not None:
-            self.teacher.remember(runner)
+        """Calibrate, choose, compensate, cut and heal."""
+        if self.keeper is not None:
+            self.keeper.remember(runner)
         self.criterion.prepare(unwrapped(runner))
         observers = self.criterion.observers(self.units, self.policy)
-        seen = in_run.calibrate_run(runner, self.loader, observers + self._for_compensation())
+        observers = observers + self._for_compensation(observers)
+        batches = Kept(in_run.shown(runner, self.loader))
+        seen = in_run.calibrate_run(runner, batches, observers, self.criterion.labels)
+        if self.budget is not None:
+            forward = tensor_forward(unwrapped(runner))
+            probe = Probe(unwrapped(runner), batches.first, forward, self.compensation)
+            plan = self.criterion.plan(
+                self.units, self.policy, seen, self.costs, self.budget, probe=probe
+            )
+            # Each process has measured on its own images; one of them decides.
+            self.policy = gather(plan)[0] if runner.distributed else plan
+        seen = self.criterion.turn(self.units, self.policy, seen)
+        for network in averages(runner):
+            self.criterion.turn_as_well(find_units(network))
+        in_run.forget_state(runner, self.units, self.criterion.turned)
         self.structure = self.criterion.select(self.units, self.policy, seen)
         self._finish_cut(runner, seen)
 
-    def _for_compensation(self) -> list:
+    def _for_compensation(self, observers: Sequence[Observer] = ()) -> list:
         chosen = [unit for unit in self.units if unit.name in self.policy]
-        return compensation_observers(chosen, self.compensation)
+        return compensation_observers(chosen, self.compensation, observers)
 
     def _finish_cut(self, runner: Runner, seen: Seen) -> None:
-        for network in (unwrapped(runner), *averages(runner)):
+        networks = (unwrapped(runner), *averages(runner))
+        dense = []
+        for network in networks:
+            if self.compensation == 'sequential':
+                dense.append(copies(network, self.structure))
             compensate(find_units(network), self.structure, seen, self.compensation)
         in_run.cut_run(runner, self.structure, self.criterion.importance)
+        for network, own in zip((unwrapped(runner), *averages(runner)), dense, strict=False):
+            in_run.solve_run(runner, network, own, self.loader, self.structure)
+        if self.heal is not None:
+            with in_run.unchanged_generators():  # which building a network draws from
+                dense = self.keeper.network(runner)
+            self.healed = heal_run(runner, dense, self.loader, self.heal).facts()
         if self.teacher is not None:
             self.teacher.attach(runner)
 
@@ -149,7 +252,8 @@ class PruningRun:
             'settings': self.settings,
             'structure': self.structure.to_json() if self.structure else None,
             'origin': self.origin,
-            'teacher': self.teacher and self.teacher.sha256,
+            'teacher': self.keeper and self.keeper.sha256,
+            'healed': self.healed,
         }
 
     def resume(self, runner: Runner, checkpoint: dict) -> None:
@@ -157,8 +261,9 @@ class PruningRun:
         state = checkpoint.get(STATE)
         check_settings(self.hook, self.settings, state)
         self.origin = state['origin']
-        if self.teacher is not None:
-            self.teacher.sha256 = state.get('teacher')
+        if self.keeper is not None:
+            self.keeper.sha256 = state.get('teacher')
+        self.healed = state.get('healed')
         if state['structure']:
             self.structure = Structure.from_json(state['structure'])
             cut_networks(runner, lambda model, optimizer: cut(model, self.structure, optimizer))
@@ -179,128 +284,6 @@ class PruningRun:
         # What was done: a smaller set has fewer to calibrate on.
         number = len(runner.train_dataloader.dataset)
         facts['num_images'] = min(self.num_images, number)
+        if self.healed is not None:
+            facts['heal'] = {**self.heal, **self.healed}
         in_run.write_run(runner, facts, stem)
-
-
-class MCFRun(PruningRun):
-    """MCF in a training run. The arguments are those of :class:`mcf_mm.MCFPruningHook`.
-
-    Attributes:
-        sparse: Scores and masks of the FFNs that are sparse already.
-    """
-
-    def __init__(
-        self,
-        hook: str,
-        criterion: dict,
-        input_ratio: float,
-        hidden_ratio: float,
-        start_epoch: int,
-        last_step: str,
-        compensation: str,
-        **arguments: Any,
-    ):
-        check_ratio('input_ratio', input_ratio)
-        check_ratio('hidden_ratio', hidden_ratio)
-        check_last_step(last_step, compensation)
-        check_whole('start_epoch', start_epoch)
-        ratios = dict(inputs=input_ratio, hidden=hidden_ratio)
-        super().__init__(hook, criterion, ratios, None, 0, compensation=compensation, **arguments)
-        self.start_epoch, self.last_step = start_epoch, last_step
-        for name in ('criterion', 'ratios', 'sizes', 'epoch'):
-            del self.settings[name]
-        self.settings |= {name: value for name, value in criterion.items() if name != 'type'}
-        self.settings |= dict(
-            input_ratio=input_ratio,
-            hidden_ratio=hidden_ratio,
-            start_epoch=start_epoch,
-            last_step=last_step,
-        )
-        self.sparse: dict[str, SparseFFN] = {}
-        # Weights of the model with what is kept of them.
-        self.held: list[tuple[nn.Parameter, Tensor]] = []
-
-    def start(self, runner: Runner) -> None:
-        super().start(runner)
-        if not self.is_small:
-            self.held = held_masks(self.units, self.sparse)
-            if self.teacher is not None and runner.epoch > self.start_epoch + len(self.policy):
-                self.teacher.attach(runner)  # of an ablation that is never cut
-
-    def check_epochs(self, runner: Runner) -> None:
-        names = list(self.policy)
-        needed = self.start_epoch + len(names) + 1
-        if runner.max_epochs < needed:
-            raise ValueError(
-                f'train_cfg.max_epochs is {runner.max_epochs}: with {len(names)} FFNs and '
-                f'start_epoch={self.start_epoch} it must be at least {needed}, one epoch for '
-                'each FFN and one to recover'
-            )
-        started = min(max(runner.epoch - self.start_epoch, 0), len(names))
-        if set(self.sparse) != set(names[len(names) - started :]):
-            raise ValueError(
-                f'epoch {runner.epoch} follows {started} sparsified FFNs, the checkpoint it '
-                f'resumes from has {len(self.sparse)}: resume a run of this hook, or load the '
-                'checkpoint with load_from and resume=False'
-            )
-
-    def begin_epoch(self, runner: Runner) -> None:
-        """Sparsify one FFN, or make the model small when all are sparse."""
-        names = list(self.policy)
-        step = runner.epoch - self.start_epoch
-        if step == 0 and self.teacher is not None:
-            self.teacher.remember(runner)
-        if 0 <= step < len(names):
-            self.sparsify(runner, names[-1 - step])
-        elif step == len(names) and self.last_step == 'x_transformation':
-            self.cut(runner)
-        elif step == len(names) and self.teacher is not None:
-            self.teacher.attach(runner)
-
-    def sparsify(self, runner: Runner, name: str) -> None:
-        """FIS on one FFN, guided through those behind it."""
-        ffn = self.units.by_name[name]
-        figures = {
-            f'band_{layer}': band_limit(getattr(ffn, layer).weight, self.criterion.scale)
-            for layer in ('fc1', 'fc2')
-        }
-        behind = Units(self.units[self.units.index(ffn) :])
-        self.criterion.prepare(unwrapped(runner))
-        observers = self.criterion.observers(behind, self.policy)
-        seen = in_run.calibrate_run(runner, self.loader, observers)
-        self.sparse |= self.criterion.sparsify(behind, self.policy, seen, only=name)
-        # Once is enough for the average: from here on it only takes in weights that are masked.
-        for network in averages(runner):
-            hold(held_masks(find_units(network), self.sparse))
-        self.held = held_masks(self.units, self.sparse)
-        hold(self.held)
-        thresholds = self.sparse[name].thresholds
-        figures |= {'threshold_fc1': thresholds[0], 'threshold_fc2': thresholds[1]}
-        in_run.report(runner, f'MCF: sparsified {name}', figures)
-
-    def cut(self, runner: Runner) -> None:
-        """Let the rows of each layer vote (X-Transformation), compensate and cut."""
-        seen = in_run.calibrate_run(runner, self.loader, self._for_compensation())
-        sparse = {name: self.sparse[name] for name in self.policy}
-        self.structure = self.criterion.vote(sparse, self.policy)
-        self.sparse, self.held = {}, []
-        self._finish_cut(runner, seen)
-
-    def state(self) -> dict:
-        sparse = {name: vars(ffn) for name, ffn in self.sparse.items()}
-        return {**super().state(), 'sparse': sparse}
-
-    def resume(self, runner: Runner, checkpoint: dict) -> None:
-        super().resume(runner, checkpoint)
-        device = next(unwrapped(runner).parameters()).device
-        self.sparse = {
-            name: SparseFFN(**{key: value.to(device) for key, value in parts.items()})
-            for name, parts in checkpoint[STATE]['sparse'].items()
-        }
-
-    def finish(self, runner: Runner) -> None:
-        """Write the small network, or the masked one of an ablation."""
-        if self.last_step != 'x_transformation' and len(self.sparse) == len(self.policy):
-            self.write(runner, 'masked')
-        else:
-            super().finish(runner)

@@ -1,14 +1,13 @@
 """The dense network teaches the pruned one while it recovers (ours, the paper has no teacher)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcf_mm.pruning import find_classifier, find_ffns
+from mcf_mm.pruning.distances import blocks_distance, logits_distance, recorded
 
 
 class Teacher:
@@ -66,38 +65,19 @@ class Teacher:
         # As an attribute of the object: wrappers such as DistributedDataParallel still find it.
         student.loss = loss
 
-    @contextmanager
-    def _recorded(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
-        """Yields what the classifier and the blocks put out while the context is open."""
-        outputs: dict[str, Tensor] = {}
-
-        def recorder(name: str) -> Callable:
-            def record(module: nn.Module, args: Any, output: Tensor) -> None:
-                outputs[name] = output
-
-            return record
-
-        handles = []
+    def _recorded(self, model: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:
+        """Gives what the classifier and the blocks put out while the context is open."""
+        modules = {}
         if self.logits:
-            handles.append(find_classifier(model).register_forward_hook(recorder('logits')))
+            modules['logits'] = find_classifier(model)
         if self.blocks:
-            for ffn in find_ffns(model):
-                handles.append(ffn.module.register_forward_hook(recorder(ffn.name)))
-        try:
-            yield outputs
-        finally:
-            for handle in handles:
-                handle.remove()
+            modules |= {ffn.name: ffn.module for ffn in find_ffns(model)}
+        return recorded(modules)
 
     def _compare(self, seen: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
         losses = {}
         if self.logits:
-            divergence = F.kl_div(
-                F.log_softmax(seen.pop('logits').float() / self.temperature, dim=-1),
-                F.log_softmax(wanted.pop('logits').float() / self.temperature, dim=-1),
-                reduction='batchmean',
-                log_target=True,
-            )
+            divergence = logits_distance(seen.pop('logits'), wanted.pop('logits'), self.temperature)
             losses['loss_teacher_logits'] = self.logits * self.temperature**2 * divergence
         if self.blocks:
             for name, target in wanted.items():
@@ -107,11 +87,7 @@ class Teacher:
                         f'{tuple(seen[name].shape)} in training and {tuple(target.shape)} in the '
                         'teacher (DINO adds queries in training); set blocks=0'
                     )
-            distances = [
-                F.mse_loss(seen[name].float(), target.float()) / target.float().square().mean()
-                for name, target in wanted.items()
-            ]
-            losses['loss_teacher_blocks'] = self.blocks * torch.stack(distances).mean()
+            losses['loss_teacher_blocks'] = self.blocks * blocks_distance(seen, wanted)
         return losses
 
 

@@ -6,8 +6,9 @@
     structure = criterion.select(units, sizes, seen)
     compensate(units, structure, seen); cut(model, structure, optimizer)
 
-:func:`prune` is these lines. Units have kinds of elements; a criterion scores elements; a policy
-says how many stay; surgery does it.
+:func:`prune` is these lines; :func:`heal` trains what they leave for some minutes, without labels.
+Units have kinds of elements; a criterion scores elements; a policy says how many stay; surgery does
+it.
 """
 
 from mcf_mm.pruning.calibration import Seen, calibrate
@@ -16,6 +17,8 @@ from mcf_mm.pruning.costs import Costs, measure_costs
 from mcf_mm.pruning.criteria import MCF, Criterion, build_criterion
 from mcf_mm.pruning.find import find_classifier, find_ffns, find_units
 from mcf_mm.pruning.gates import Gates, mask
+from mcf_mm.pruning.heal import heal
+from mcf_mm.pruning.healing import Healed, Healing, split_aside
 from mcf_mm.pruning.layers import SlimLinear
 from mcf_mm.pruning.observers import (
     ActivationObserver,
@@ -42,6 +45,8 @@ __all__ = [
     'Criterion',
     'Gates',
     'GradientObserver',
+    'Healed',
+    'Healing',
     'Observer',
     'Seen',
     'Sizes',
@@ -56,12 +61,14 @@ __all__ = [
     'find_classifier',
     'find_ffns',
     'find_units',
+    'heal',
     'kept_size',
     'mask',
     'measure_costs',
     'prune',
     'read_policy',
     'resize',
+    'split_aside',
     'threshold',
     'uniform',
     'within_budget',

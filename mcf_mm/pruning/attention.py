@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcf_mm.pruning.layers import ALIGNMENT, is_recorded
+
 
 class SlimAttention(nn.Module):
     """Multi-head self-attention with any number of heads, q/k and v channels.
@@ -142,6 +144,12 @@ class SlimAttention(nn.Module):
         )
         if self.normalised(self):
             query, key = self.q_norm(query), self.k_norm(key)
+        if qk != v and not is_recorded(x):
+            # Fused kernels want equal widths, and multiples of 8; zeros change nothing.
+            width = -(-max(qk, v) // ALIGNMENT) * ALIGNMENT
+            query, key, value = (
+                F.pad(part, (0, width - part.shape[-1])) for part in (query, key, value)
+            )
         x = F.scaled_dot_product_attention(
             query,
             key,
@@ -151,7 +159,7 @@ class SlimAttention(nn.Module):
             is_causal=causal,
             scale=self.scaling,
         )
-        return x.transpose(1, 2).flatten(2)
+        return x[..., :v].transpose(1, 2).flatten(2)
 
 
 class SlimMultiheadAttention(SlimAttention):

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from mcf_mm.pruning.find import find_classifier
+from mcf_mm.pruning.moments import MomentObserver, Moments
 from mcf_mm.pruning.observers import (
     ActivationObserver,
     Activations,
@@ -16,6 +17,7 @@ from mcf_mm.pruning.observers import (
     GradientObserver,
     Observer,
 )
+from mcf_mm.pruning.pairs import PairObserver, Pairs
 from mcf_mm.pruning.streams import Rows, Tokens, gather
 from mcf_mm.pruning.units import Unit
 
@@ -24,6 +26,7 @@ class Seen:
     """What calibration found.
 
     Attributes:
+        results: What each observer found, by its key.
         output: Input of the classifier for each image, ``(S, C)``; None without classifier.
         classes: Predicted class of each image, ``(S,)``; None without classifier.
 
@@ -37,14 +40,14 @@ class Seen:
         output: Tensor | None = None,
         classes: Tensor | None = None,
     ):
-        self._results = results
+        self.results = results
         self.output, self.classes = output, classes
 
     def _get(self, observer: type[Observer], unit: Unit | str, kind: str) -> Any:
         name = unit if isinstance(unit, str) else unit.name
         for place in (kind, 'v' if kind == 'heads' else kind):
-            if (observer.__name__, name, place) in self._results:
-                return self._results[observer.__name__, name, place]
+            if (observer.__name__, name, place) in self.results:
+                return self.results[observer.__name__, name, place]
         raise KeyError(
             f'calibration has not gathered {observer.__name__} of {kind!r} of {name}: the '
             'criterion must ask for it in its observers'
@@ -55,10 +58,27 @@ class Seen:
         return self._get(ActivationObserver, *place)
 
     def __contains__(self, place: tuple[Unit | str, str]) -> bool:
+        return self.has(ActivationObserver, *place)
+
+    def moments(self, unit: Unit | str, kind: str) -> Moments:
+        """Second moments of what the layer reads that reads ``kind``, and its metric."""
+        return self._get(MomentObserver, unit, kind)
+
+    def pairs(self, unit: Unit | str) -> Pairs:
+        """How much each direction of queries and keys matters."""
+        return self._get(PairObserver, unit, 'qk')
+
+    def has(self, observer: type[Observer], unit: Unit | str, kind: str) -> bool:
+        """Whether there is a result of an observer at a place."""
         try:
-            return self[place] is not None
+            return self._get(observer, unit, kind) is not None
         except KeyError:
             return False
+
+    def replaced(self, observer: type[Observer], unit: str, kind: str, result: Any) -> 'Seen':
+        """The same with another result of one observer."""
+        results = {**self.results, (observer.__name__, unit, kind): result}
+        return Seen(results, self.output, self.classes)
 
     def attention(self, unit: Unit | str) -> Tensor:
         """Attention that each token gets, ``(heads, N)``."""
@@ -77,6 +97,7 @@ def calibrate(
     image_names: Callable[[Any], Sequence[str]] | None = None,
     shared: bool = False,
     loss: Callable[[Any, Any], Tensor] | None = None,
+    labels: str = 'predicted',
 ) -> Seen:
     """Stream images through ``model`` in evaluation mode, without gradients if nobody needs them.
 
@@ -95,8 +116,11 @@ def calibrate(
             last bit except for the covariances (a sum of doubles in another order). Defaults to
             False.
         loss: For observers of gradients: the sum over images of a loss, from the batch and what
-            ``forward`` gave. Defaults to the cross-entropy of the class scores with the classes
-            that the network itself predicts.
+            ``forward`` gave. Defaults to the cross-entropy of the class scores with ``labels``.
+        labels: ``'predicted'`` are the classes that the network itself predicts; ``'sampled'``
+            ones are drawn with the probabilities that it gives them, which makes the squares of
+            the gradients the Fisher matrix of its predictions. The draw depends on the place of
+            the batch alone. Defaults to ``'predicted'``.
 
     Raises:
         CalibrationError: Activations are not finite for some image, or there are no images. With
@@ -135,16 +159,17 @@ def calibrate(
         parameter.requires_grad_(False)
     model.train(False)
     error = None
+    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
     try:
         with torch.enable_grad() if gradients else torch.inference_mode():
-            for batch in batches:
+            for place, batch in enumerate(batches):
                 result = (model if forward is None else forward)(batch)
                 if gradients:
                     if loss is not None:
                         total = loss(batch, result)
                     else:
-                        labels = scores[0].detach().argmax(-1)
-                        total = F.cross_entropy(scores[0].float(), labels, reduction='sum')
+                        chosen = _labels(scores[0], labels, place * processes + rank)
+                        total = F.cross_entropy(scores[0].float(), chosen, reduction='sum')
                     total.backward()
                 names = image_names(batch) if image_names else None
                 for observer in joined.values():
@@ -178,3 +203,13 @@ def calibrate(
         outputs.result() if guided else None,
         classes.result() if guided else None,
     )
+
+
+def _labels(scores: Tensor, labels: str, place: int) -> Tensor:
+    """Classes ``(B,)`` for scores ``(B, K)``, see :func:`calibrate`."""
+    if labels == 'predicted':
+        return scores.detach().argmax(-1)
+    generator = torch.Generator().manual_seed(place)
+    # On the CPU, so that the draw is the same on every device.
+    chances = scores.detach().float().softmax(-1).cpu()
+    return torch.multinomial(chances, 1, generator=generator)[:, 0].to(scores.device)

@@ -1,27 +1,41 @@
 """Folds what the dropped elements carried into the weights that stay (ours, beyond the paper)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mcf_mm.pruning.calibration import Seen
+from mcf_mm.pruning.moments import MomentObserver, Moments
 from mcf_mm.pruning.observers import ActivationObserver, Activations, Observer
+from mcf_mm.pruning.solves import augmented, solve_kept
 from mcf_mm.pruning.structure import Sizes, Structure
 from mcf_mm.pruning.units import Attention, Unit
 
-COMPENSATIONS = ('none', 'mean', 'least_squares')
+COMPENSATIONS = ('none', 'mean', 'least_squares', 'sequential')
+#: Those that begin with least squares.
+SOLVED = ('least_squares', 'sequential')
 #: Ridge term, as a share of the mean variance of the kept elements.
 RIDGE = 1e-3
 
 
-def compensation_observers(units: Iterable[Unit], kind: str) -> list[Observer]:
-    """What calibration is to gather for :func:`compensate`."""
+def compensation_observers(
+    units: Iterable[Unit], kind: str, gathered: Sequence[Observer] = ()
+) -> list[Observer]:
+    """What calibration is to gather for :func:`compensate`.
+
+    Args:
+        units: Units that are to be pruned.
+        kind: Of compensation.
+        gathered: What the criterion gathers. Units of which it has moments need no more.
+    """
     if kind == 'none':
         return []
+    known = {observer.unit.name for observer in gathered if isinstance(observer, MomentObserver)}
     return [
-        ActivationObserver(unit, place, covariance=kind == 'least_squares')
+        ActivationObserver(unit, place, covariance=kind in SOLVED)
         for unit in units
+        if unit.name not in known
         for place, _ in unit.consumers()
     ]
 
@@ -30,14 +44,18 @@ def compensate(units: Iterable[Unit], structure: Structure, seen: Seen, kind: st
     """Change weights and biases in place, before surgery drops what is not kept.
 
     ``'mean'`` replaces each dropped element by its mean. ``'least_squares'`` predicts the dropped
-    elements from the kept ones by ridge regression, in closed form from the covariances. Dropped
-    q/k channels cannot be made up for in this way: they are read by each other.
+    elements from the kept ones by ridge regression, in closed form from the covariances, or from
+    the moments that the criterion has gathered (:class:`~mcf_mm.pruning.criteria.OBS`: the result
+    is that of its own updates). Dropped q/k channels cannot be made up for in this way: they are
+    read by each other.
 
     Args:
         units: Units of the network, not yet cut; perhaps of another one (an average).
         structure: What will be kept.
         seen: Statistics of the dense network; with covariances for ``'least_squares'``.
-        kind: ``'none'`` (the paper), ``'mean'`` or ``'least_squares'``. Defaults to ``'none'``.
+        kind: ``'none'`` (the paper), ``'mean'``, ``'least_squares'``, or ``'sequential'``, which
+            is ``'least_squares'`` here and goes on after the cut, see
+            :func:`~mcf_mm.pruning.sequential.solve_sequentially`. Defaults to ``'none'``.
 
     Raises:
         ValueError: ``kind`` is none of these, a layer has no bias to fold into, or the result is
@@ -53,9 +71,13 @@ def compensate(units: Iterable[Unit], structure: Structure, seen: Seen, kind: st
     for unit in units:
         for place, linear in unit.consumers():
             kept = _read(unit, place, structure)
-            if kept is not None:
+            if kept is None or len(kept) == linear.in_features:
+                continue  # all of them
+            if kind in SOLVED and seen.has(MomentObserver, unit, place):
+                new = _solve(linear, kept, seen.moments(unit, place), unit.name)
+            else:
                 new = _fold(linear, kept, seen[unit, place], kind, unit.name)
-                folded.append((linear, *new))
+            folded.append((linear, *new))
     for linear, weight, bias in folded:
         linear.weight.data.copy_(weight)
         if bias is not None:
@@ -85,6 +107,7 @@ def check_biases(units: Iterable[Unit], sizes: Sizes, kind: str) -> None:
         lost = {k for k, size in sizes.get(unit.name, {}).items() if size < unit.sizes[k]}
         for place, linear in unit.consumers():
             loses = place in lost or (place == 'v' and 'heads' in lost)
+            loses |= kind == 'sequential' and unit.name in sizes  # solved anew all the same
             if loses and linear.bias is None:
                 raise ValueError(
                     f"{unit.name} has a layer without bias: use compensation='none', got {kind!r}"
@@ -117,7 +140,7 @@ def _fold(
     mean = activations.mean.double()
     constant = mean[dropped]
     new_weight = linear.weight.data.clone()
-    if kind == 'least_squares':
+    if kind in SOLVED:
         covariance = activations.covariance
         own = covariance[kept][:, kept]
         own.diagonal().add_(RIDGE * own.diagonal().mean() + 1e-12)
@@ -129,3 +152,19 @@ def _fold(
     if not (new_weight.isfinite().all() and new_bias.isfinite().all()):
         raise ValueError(f'compensation={kind!r} gave weights of {name} that are not finite')
     return new_weight, new_bias
+
+
+@torch.no_grad()
+def _solve(
+    linear: nn.Linear, kept: Tensor, moments: Moments, name: str
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias that come closest to the layer with all its inputs."""
+    if len(kept) == linear.weight.shape[1]:
+        return linear.weight.data, None
+    kept = kept.to(linear.weight.device)
+    solved = solve_kept(augmented(linear), moments.second, kept, moments.ridge)
+    if not solved.isfinite().all():
+        raise ValueError(f"compensation='least_squares' gave weights of {name} that are not finite")
+    weight = linear.weight.data.clone()
+    weight[:, kept] = solved[:, :-1].to(weight)
+    return weight, solved[:, -1].to(linear.bias)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcf_mm.pruning.find import find_units
@@ -32,9 +32,22 @@ class _Part:
     width_out: int
 
 
+class Times(Protocol):
+    """Measured times, such as :class:`mcf_mm.search.latency.Latency`.
+
+    Attributes:
+        rest: Seconds of everything else than the units.
+    """
+
+    rest: float
+
+    def of_unit(self, name: str, sizes: Mapping[str, int | Tensor]) -> float | Tensor:
+        """Seconds of one unit with these sizes."""
+
+
 @dataclass
 class Costs:
-    """Parameters and MACs of a network for any sizes of its units.
+    """Parameters and MACs of a network for any sizes of its units, and its time if measured.
 
     What the units do not cost is counted once, with torch's FlopCounterMode; what they cost is
     arithmetic, a few microseconds for each. MACs include the products inside attention.
@@ -43,27 +56,49 @@ class Costs:
         sizes: Sizes of the network that was counted.
         params: Parameters of everything else than the units' own.
         macs: The same for MACs.
+        latency: Measured times; with them there is a third cost, seconds. Defaults to None.
     """
 
     sizes: dict[str, dict[str, int]]
     params: int = 0
     macs: int = 0
+    latency: Times | None = None
     _parts: dict[str, _Part] = field(default_factory=dict)
 
-    def of(self, sizes: Sizes) -> dict[str, int]:
+    def of(self, sizes: Sizes) -> dict[str, int | float]:
         """Cost of the network with these sizes; units and kinds that are not named stay.
 
         Returns:
-            ``{'params': int, 'macs': int}``.
+            ``{'params': int, 'macs': int}``, with measured times ``'latency': float`` (seconds).
         """
-        params, macs = self.params, self.macs
+        totals = {'params': self.params, 'macs': self.macs}
+        if self.latency is not None:
+            totals['latency'] = self.latency.rest
         for name, own in self.sizes.items():
-            cost = self.of_unit(name, {**own, **sizes.get(name, {})})
-            params, macs = params + cost[0], macs + cost[1]
-        return {'params': params, 'macs': macs}
+            for what, cost in zip(
+                totals, self.of_unit(name, {**own, **sizes.get(name, {})}), strict=True
+            ):
+                totals[what] += cost
+        return totals
 
-    def of_unit(self, name: str, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """(Parameters, MACs) of one unit with these sizes, biases included."""
+    def of_unit(self, name: str, sizes: Mapping[str, int | Tensor]) -> tuple:
+        """(Parameters, MACs) of one unit with these sizes, biases included.
+
+        Args:
+            name: Name of the unit.
+            sizes: A number for each of its kinds, or tensors of numbers that broadcast, such as a
+                grid; then the costs are tensors of the shape that they broadcast to.
+
+        Returns:
+            Parameters and MACs; with measured times seconds as well.
+        """
+        counts = self._count(name, sizes)
+        if self.latency is None:
+            return counts
+        return *counts, self.latency.of_unit(name, sizes)
+
+    def _count(self, name: str, sizes: Mapping[str, int | Tensor]) -> tuple:
+        """(Parameters, MACs) of one unit."""
         part = self._parts[name]
         if 'hidden' in sizes:
             inputs, hidden = sizes['inputs'], sizes['hidden']

@@ -33,7 +33,7 @@ class AlignedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         surplus = -self.out_features % ALIGNMENT
-        if surplus == 0 or _is_recorded(x):
+        if surplus == 0 or is_recorded(x):
             return F.linear(x, self.weight, self.bias)
         weight = F.pad(self.weight, (0, 0, 0, surplus))
         bias = None if self.bias is None else F.pad(self.bias, (0, surplus))
@@ -84,7 +84,7 @@ class SlimLinear(AlignedLinear):
 _is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)  # torch 2.1 has none
 
 
-def _is_recorded(x: Tensor) -> bool:
+def is_recorded(x: Tensor) -> bool:
     """Whether operations are being recorded or counted, and not only computed."""
     return (
         x.is_meta

@@ -6,7 +6,6 @@ A slim network is a safetensors file with a JSON header that says how it was mad
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import mcf_mm
+from mcf_mm.files import whole_file
 from mcf_mm.weights.check import check_slim_buffers
 from mcf_mm.weights.pickles import foreign_kind, load_pickle
 from mcf_mm.weights.resize import note_grid
@@ -141,23 +141,6 @@ def _named(path: Path) -> Iterator[None]:
     except SafetensorError as error:
         reason = foreign_kind(path) or error
         raise ValueError(f'{path} is not a whole safetensors file: {reason}') from error
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary name to write to; the file gets its own when the context ends well.
-
-    So it appears whole or not at all. The folder is made if need be; the temporary name has the
-    same ending, by which some writers choose the format.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.stem}.{os.getpid()}.part{path.suffix}')
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_state_dict(path: str | Path, state_dict: Mapping[str, Tensor], header: dict) -> None:

@@ -14,6 +14,9 @@ from mcf_mm.pruning import (
     calibrate,
     find_units,
 )
+from mcf_mm.pruning.calibration import _labels
+from mcf_mm.pruning.moments import MomentObserver, Moments
+from mcf_mm.pruning.pairs import PairObserver
 from mcf_mm.pruning.streams import Rows
 
 
@@ -107,6 +110,56 @@ def test_gradients_need_a_classifier_or_a_loss(transformer, batches):
         loss=lambda batch, output: output.square().sum(),
     )
     assert (seen.gradient(unit, unit.kinds[0]) > 0).all()
+
+
+def drawn(model, batches, **more):
+    """Moments of the last FFN, whose gradients tell which labels there were."""
+    unit = find_units(model).ffns[-1]
+    return calibrate(model, batches, [MomentObserver(unit, 'hidden')], **more).moments(
+        unit, 'hidden'
+    )
+
+
+def test_sampled_labels_are_the_same_each_time_and_leave_the_generators_alone(network, batches):
+    torch.manual_seed(1)
+    first = drawn(network, batches, labels='sampled')
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    again = drawn(network, batches, labels='sampled')
+    assert torch.equal(first.metric, again.metric) and torch.equal(first.second, again.second)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first.metric, drawn(network, batches).metric)
+    # By the place of the batch, not by the images in it.
+    other = drawn(network, batches[1:] + batches[:1], labels='sampled')
+    assert not torch.equal(first.metric, other.metric)
+
+
+def test_sampled_labels_come_as_often_as_the_network_expects():
+    scores = torch.tensor([0.1, 0.2, 0.7]).log().expand(2000, 3)
+    for place in (0, 1):
+        often = _labels(scores, 'sampled', place).bincount(minlength=3) / 2000
+        torch.testing.assert_close(often, torch.tensor([0.1, 0.2, 0.7]), rtol=0, atol=0.04)
+    assert _labels(scores, 'predicted', 0).unique().tolist() == [2]
+    assert not torch.equal(_labels(scores, 'sampled', 0), _labels(scores, 'sampled', 1))
+
+
+def test_what_was_seen_can_be_replaced_in_a_copy(transformer, batches):
+    unit = find_units(transformer).attentions[0]
+    observers = [MomentObserver(unit, 'heads'), PairObserver(unit)]
+    seen = calibrate(transformer, [batch.double() for batch in batches], observers)
+    assert seen.has(MomentObserver, unit, 'v') and seen.has(MomentObserver, unit.name, 'heads')
+    assert seen.has(PairObserver, unit, 'qk') and not seen.has(PairObserver, unit, 'v')
+    assert not seen.has(MomentObserver, 'blocks.1.attn', 'v')
+    moments = seen.moments(unit, 'v')
+    other = Moments(2 * moments.second, None, 1)
+    again = seen.replaced(MomentObserver, unit.name, 'v', other)
+    assert again.moments(unit, 'heads') is other and seen.moments(unit, 'v') is moments
+    assert again.pairs(unit) is seen.pairs(unit) and again.classes is seen.classes
+    with pytest.raises(KeyError, match="not gathered MomentObserver of 'hidden' of blocks.0.mlp"):
+        seen.moments('blocks.0.mlp', 'hidden')
+    with pytest.raises(KeyError, match="not gathered PairObserver of 'qk' of blocks.1.attn"):
+        seen.pairs('blocks.1.attn')
 
 
 def test_what_was_not_gathered_is_named(network, batches):

@@ -1,6 +1,7 @@
 """Compensation: what the dropped elements carried is folded into what stays."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from mcf_mm.pruning import Structure, calibrate, compensate, compensation, cut, find_units, prune
 from mcf_mm.pruning.calibration import Seen
-from mcf_mm.pruning.compensation import compensation_observers
+from mcf_mm.pruning.compensation import COMPENSATIONS, compensation_observers
 from mcf_mm.pruning.observers import Activations
 
 
@@ -172,6 +173,6 @@ def test_a_result_that_is_not_finite_is_refused(network, bad, kind):
 
 
 def test_a_compensation_that_there_is_not_is_named(network):
-    message = r"compensation must be one of \('none', 'mean', 'least_squares'\), got 'ls'"
+    message = rf"compensation must be one of {re.escape(str(COMPENSATIONS))}, got 'ls'"
     with pytest.raises(ValueError, match=message):
         compensate(find_units(network), Structure({}), Seen({}), 'ls')

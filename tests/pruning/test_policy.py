@@ -186,7 +186,9 @@ def test_a_budget_may_have_a_shape_of_ones_own_and_floors():
     sizes = within_budget(units, costs, 'macs=65%', ['heads', 'hidden'], floors)
     assert min(own['heads'] for own in sizes.values() if 'heads' in own) >= 2
     assert min(own['hidden'] for own in sizes.values() if 'hidden' in own) >= 40
-    with pytest.raises(ValueError, match='is the least that pruning heads, hidden leaves'):
+    with pytest.raises(
+        ValueError, match='is the least that pruning heads to 2, hidden to 40 leaves'
+    ):
         within_budget(units, costs, 'macs=40%', ['heads', 'hidden'], floors)
 
 
@@ -201,7 +203,7 @@ def test_a_budget_out_of_reach_says_what_can_be_reached():
     smallest = costs.of({f'blocks.{block}.mlp': dict(hidden=1) for block in (0, 1)})['params']
     message = (
         rf'no policy meets the budget of 1,000 params: {smallest:,} is the least that pruning '
-        'hidden leaves; prune more kinds or take a larger budget'
+        'hidden to 1 leaves; prune more kinds or take a larger budget'
     )
     with pytest.raises(ValueError, match=message):
         within_budget(units, costs, 'params=1000', ['hidden'])

@@ -17,8 +17,8 @@ def built(scope: str, config: dict) -> nn.Module:
         return MODELS.build(config)
 
 
-def mmpretrain(kind: str, out: str = 'cls_token', **more) -> nn.Module:
-    arch = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=48)
+def mmpretrain(kind: str, width: int = 24, **more) -> nn.Module:
+    arch = dict(embed_dims=width, num_layers=2, num_heads=3, feedforward_channels=2 * width)
     backbone = dict(type=kind, arch=arch, img_size=32, patch_size=8, **more)
     head = 'DeiTClsHead' if 'Distilled' in kind else 'VisionTransformerClsHead'
     return built(
@@ -26,7 +26,7 @@ def mmpretrain(kind: str, out: str = 'cls_token', **more) -> nn.Module:
         dict(
             type='ImageClassifier',
             backbone=backbone,
-            head=dict(type=head, num_classes=5, in_channels=24),
+            head=dict(type=head, num_classes=5, in_channels=width),
         ),
     )
 
@@ -98,14 +98,14 @@ def timm_swin() -> nn.Module:
     )
 
 
-def hugging_face(kind: str, **more) -> nn.Module:
+def hugging_face(kind: str, width: int = 24, **more) -> nn.Module:
     # Does not go with the original OpenMMLab set.
     transformers = pytest.importorskip('transformers', minversion='5')
     config = getattr(transformers, f'{kind}Config')(
-        hidden_size=24,
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=3,
-        intermediate_size=48,
+        intermediate_size=2 * width,
         mlp_ratio=2,
         image_size=32,
         patch_size=8,
@@ -115,6 +115,12 @@ def hugging_face(kind: str, **more) -> nn.Module:
     return getattr(transformers, f'{kind}ForImageClassification')(config)
 
 
+#: Wider ones of three libraries, of which a budget can prune every kind.
+WIDE = {
+    'mmpretrain': lambda: mmpretrain('VisionTransformer', 48),
+    'timm': lambda: timm_vit(embed_dim=48, mlp_ratio=2),
+    'Hugging Face': lambda: hugging_face('ViT', 48),
+}
 NETWORKS = {
     'mmpretrain VisionTransformer': lambda: mmpretrain('VisionTransformer'),
     'mmpretrain layer scale': lambda: mmpretrain('VisionTransformer', layer_scale_init_value=0.5),
@@ -135,7 +141,11 @@ NETWORKS = {
 def network(name: str, seed: int = 0) -> nn.Module:
     """A network whose weights are not at their start, in evaluation mode."""
     torch.manual_seed(seed)
-    model = NETWORKS[name]()
+    return moved(NETWORKS[name]())
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """The same with weights that are not at their start."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() > 1 else 0.3))

@@ -296,7 +296,7 @@ def test_names_that_a_family_lacks():
 
 
 def test_tool(tmp_path, monkeypatch, capsys):
-    torch.save({'model': PublicYOLOS(True, SMALL).state_dict()}, tmp_path / 'yolos.pth')
+    torch.save({'model': randomised(PublicYOLOS(True, SMALL)).state_dict()}, tmp_path / 'yolos.pth')
 
     def run(*args):
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])

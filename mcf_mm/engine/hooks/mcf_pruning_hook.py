@@ -3,7 +3,7 @@
 from mmengine.runner import Runner
 
 from mcf_mm.engine.hooks.pruning_hook import PruningHook
-from mcf_mm.engine.pruning_run import MCFRun
+from mcf_mm.engine.mcf_run import MCFRun
 from mcf_mm.pruning.criteria.regular import hold
 from mcf_mm.pruning.structure import check_ratio
 from mcf_mm.registry import HOOKS
@@ -43,6 +43,7 @@ class MCFPruningHook(PruningHook):
             Defaults to ``'x_transformation'``.
         teacher: As for :class:`PruningHook`; the network at the start of ``start_epoch`` teaches.
         seed: Chooses the calibration images. Defaults to 0.
+        heal: As for :class:`PruningHook`, towards the network at the start of ``start_epoch``.
 
     Raises:
         ValueError: As for :class:`PruningHook`; there are fewer epochs than FFNs + 1.
@@ -67,6 +68,7 @@ class MCFPruningHook(PruningHook):
         last_step: str = 'x_transformation',
         teacher: dict | None = None,
         seed: int = 0,
+        heal: dict | None = None,
     ):
         check_ratio('ratio', ratio)
         self.pruning = MCFRun(
@@ -88,6 +90,7 @@ class MCFPruningHook(PruningHook):
             multiple=multiple,
             teacher=teacher,
             seed=seed,
+            heal=heal,
         )
 
     def before_train_epoch(self, runner: Runner) -> None:

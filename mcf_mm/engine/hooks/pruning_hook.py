@@ -1,11 +1,13 @@
 """Prunes a model in the middle of its training run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mcf_mm.engine.pruning_run import STATE, PruningRun
+from mcf_mm.pruning.policy import Budget
 from mcf_mm.pruning.prune import Ratios
 from mcf_mm.pruning.structure import Sizes
 from mcf_mm.registry import HOOKS
@@ -21,17 +23,26 @@ class PruningHook(Hook):
 
     Args:
         criterion: Name, config or function, see :func:`mcf_mm.pruning.prune`. Defaults to
-            ``'fisher'``.
+            ``'obs'`` with a budget and to ``'fisher'`` without.
         ratios: Share to drop, see :func:`mcf_mm.pruning.prune`. Defaults to 0.4 of the inputs and
-            hidden units where there are no ``sizes``.
+            hidden units where there are neither ``sizes`` nor a ``budget``.
         sizes: How many are kept, instead of ratios: ``{unit: {kind: n}}`` or a JSON file of it.
         epoch: At the start of which epoch the model is cut, from 0. Defaults to 0.
         num_images: Training images to calibrate on. Defaults to 1024.
-        compensation: See :func:`mcf_mm.pruning.compensate`. Defaults to ``'none'``.
+        compensation: See :func:`mcf_mm.pruning.compensate`. Defaults to that of the criterion.
         multiple: Sizes become multiples of this. Defaults to 1.
         teacher: Arguments of :class:`mcf_mm.TeacherHook`: the dense network, as it is before
             surgery, teaches the small one. Defaults to None.
         seed: Chooses the calibration images. Defaults to 0.
+        heal: Arguments of :class:`mcf_mm.pruning.Healing`, such as ``dict(epochs=2)``: right after
+            surgery the model, and with it the average of an EMAHook, is drawn to the dense network
+            without labels. A run that is killed meanwhile resumes from its last checkpoint and
+            heals again. Defaults to None.
+        budget: What the network may cost, instead of ratios or sizes, such as ``'macs=60%'``, see
+            :func:`mcf_mm.pruning.prune`. Defaults to None.
+        kinds: What a budget may prune, see :func:`mcf_mm.pruning.prune`.
+        latency: JSON file of measured times, as ``tools/prune.py --latency`` writes it, for a
+            budget of ``'latency=70%'``. Defaults to None.
 
     Raises:
         ValueError: An argument is out of range; the run cannot be pruned
@@ -40,7 +51,7 @@ class PruningHook(Hook):
 
     Example:
         >>> custom_hooks = [
-        ...     dict(type='mcf_mm.PruningHook', criterion='fisher', ratios=dict(hidden=0.4))]
+        ...     dict(type='mcf_mm.PruningHook', budget='macs=60%', heal=dict(epochs=20))]
     """
 
     # Before CheckpointHook and EMAHook, which are to see what this hook has done.
@@ -48,15 +59,19 @@ class PruningHook(Hook):
 
     def __init__(
         self,
-        criterion: Any = 'fisher',
+        criterion: Any = None,
         ratios: Ratios | None = None,
         sizes: Sizes | str | None = None,
         epoch: int = 0,
         num_images: int = 1024,
-        compensation: str = 'none',
+        compensation: str | None = None,
         multiple: int = 1,
         teacher: dict | None = None,
         seed: int = 0,
+        heal: dict | None = None,
+        budget: Budget | None = None,
+        kinds: Sequence[str] | None = None,
+        latency: str | None = None,
     ):
         self.pruning = PruningRun(
             type(self).__name__,
@@ -69,6 +84,10 @@ class PruningHook(Hook):
             multiple,
             teacher,
             seed,
+            heal,
+            budget,
+            kinds,
+            latency,
         )
 
     @property

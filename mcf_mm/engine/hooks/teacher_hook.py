@@ -65,7 +65,8 @@ class TeacherHook(Hook):
                 f'config={self.config!r} and checkpoint={self.checkpoint!r}'
             )
         dense = build_model(load_config(self.config))
-        self._attach(runner, dense, self.checkpoint)
+        load_weights(dense, self.checkpoint)
+        self._attach(runner, dense.to(next(unwrapped(runner).parameters()).device))
 
     def check(self, model: nn.Module) -> None:
         """Check that the losses can be taken of a network, before training starts."""
@@ -99,16 +100,19 @@ class TeacherHook(Hook):
                 shutil.copy(path, partial)
         barrier()
 
+    def network(self, runner: Runner) -> nn.Module:
+        """The network that was remembered, on the device of the run's model."""
+        dense = build_model(runner.cfg)
+        load_weights(dense, str(Path(runner.work_dir) / FILE))
+        return dense.to(next(unwrapped(runner).parameters()).device)
+
     def attach(self, runner: Runner) -> None:
         """Let the network that was remembered teach from now on."""
-        self._attach(runner, build_model(runner.cfg), str(Path(runner.work_dir) / FILE))
+        self._attach(runner, self.network(runner))
 
-    def _attach(self, runner: Runner, dense: nn.Module, weights: str) -> None:
-        load_weights(dense, weights)
-        model = unwrapped(runner)
-        dense.to(next(model.parameters()).device)
+    def _attach(self, runner: Runner, dense: nn.Module) -> None:
         self.teacher = Teacher(dense, **self.weights)
-        self.teacher.attach(model)
+        self.teacher.attach(unwrapped(runner))
 
 
 def _sha256(path: Path) -> str:

@@ -110,12 +110,12 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
         self.with_cp = with_cp
         height, width = self.patch_resolution
         num_tokens = 1 + height * width + num_det_tokens
-        self.det_token = nn.Parameter(torch.empty(1, num_det_tokens, self.embed_dims))
-        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, self.embed_dims))
+        self.det_token = nn.Parameter(torch.zeros(1, num_det_tokens, self.embed_dims))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, self.embed_dims))
         self.mid_pos_embed = None
         if with_mid_pos_embed:
             self.mid_pos_embed = nn.Parameter(
-                torch.empty(self.num_layers - 1, 1, num_tokens, self.embed_dims)
+                torch.zeros(self.num_layers - 1, 1, num_tokens, self.embed_dims)
             )
         for embed in (self.det_token, self.pos_embed, self.mid_pos_embed):
             if embed is not None:

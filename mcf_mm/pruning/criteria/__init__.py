@@ -10,6 +10,7 @@ from mcf_mm.pruning.criteria.base import (
     ScoreFunction,
 )
 from mcf_mm.pruning.criteria.mcf import MCF
+from mcf_mm.pruning.criteria.obs import OBS
 
 #: Criteria by the name that configs and tools take.
 CRITERIA: dict[str, type[Criterion]] = {
@@ -18,6 +19,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     'activation': Activation,
     'fisher': Fisher,
     'random': Random,
+    'obs': OBS,
 }
 
 
@@ -57,6 +59,7 @@ def build_criterion(criterion: 'str | dict | Criterion | ScoreFunction') -> Crit
 __all__ = [
     'CRITERIA',
     'MCF',
+    'OBS',
     'Activation',
     'Criterion',
     'Fisher',

@@ -1,13 +1,16 @@
 """Criteria: importance of each element, from weights and from what was seen."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mcf_mm.pruning.calibration import Seen
+from mcf_mm.pruning.costs import Costs
 from mcf_mm.pruning.observers import ActivationObserver, GradientObserver, Observer
+from mcf_mm.pruning.policy import FLOORS, Budget, within_budget
 from mcf_mm.pruning.structure import Sizes, Structure, check_seed
 from mcf_mm.pruning.units import Unit
 
@@ -23,10 +26,20 @@ class Criterion:
 
     Attributes:
         kinds: Kinds that it can score; None for all.
+        budget_kinds: Kinds that a budget prunes unless others are named.
+        floors: Fewest elements of each kind that a budget leaves.
+        labels: Of which classes gradients are taken, see
+            :func:`~mcf_mm.pruning.calibration.calibrate`.
+        compensation: What folds dropped elements into those that stay, unless another is asked
+            for.
         importance: Scores by unit and kind of the last selection, for reports.
     """
 
     kinds: tuple[str, ...] | None = None
+    budget_kinds: frozenset[str] = frozenset(('inputs', 'hidden'))
+    floors: Mapping[str, int] = FLOORS
+    labels: str = 'predicted'
+    compensation: str = 'none'
 
     def prepare(self, model: nn.Module) -> None:
         """Look at the network that is about to be pruned."""
@@ -36,6 +49,51 @@ class Criterion:
         return [
             ActivationObserver(unit, kind) for unit in units for kind in sizes.get(unit.name, ())
         ]
+
+    def plan(
+        self,
+        units: Sequence[Unit],
+        kinds: Mapping[str, Iterable[str]],
+        seen: Seen,
+        costs: Costs,
+        budget: Budget,
+        curves: Any = None,
+        probe: Any = None,
+    ) -> dict[str, dict[str, int]]:
+        """Sizes within a budget: by default all units drop the same share of these kinds.
+
+        Args:
+            units: Units of the network.
+            kinds: Kinds that may be pruned, by unit.
+            seen: Result of calibration.
+            costs: Costs of the network.
+            budget: See :func:`~mcf_mm.pruning.policy.parse_budget`.
+            curves: Cost curves, for criteria that have some.
+            probe: Measures cuts, for criteria that want to
+                (:class:`~mcf_mm.pruning.measure.Probe`).
+        """
+        if curves is not None:
+            raise ValueError(f"cost curves are of the criterion 'obs', got {type(self).__name__}")
+        own = {kind for names in kinds.values() for kind in names}
+        return within_budget(units, costs, budget, sorted(own), self.floors)
+
+    def turn(self, units: Sequence[Unit], sizes: Sizes, seen: Seen) -> Seen:
+        """Write elements in another basis before the choice, in place; by default in none.
+
+        The function of the network must stay.
+
+        Returns:
+            ``seen`` in the new basis.
+        """
+        return seen
+
+    @property
+    def turned(self) -> list[tuple[str, str]]:
+        """Units and kinds that were written in another basis last."""
+        return []
+
+    def turn_as_well(self, units: Sequence[Unit]) -> None:
+        """Do to the units of a copy of the network, such as an average, what was done last."""
 
     def scores(self, unit: Unit, kind: str, seen: Seen) -> Tensor:
         """Importance of each element, ``(unit.count(kind),)``."""

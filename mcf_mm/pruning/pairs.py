@@ -1,0 +1,154 @@
+"""What the closed form needs to know of queries and keys."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mcf_mm.pruning.moments import require_images, rounded
+from mcf_mm.pruning.observers import Observer
+from mcf_mm.pruning.streams import Tokens, gather, sum_over_processes
+from mcf_mm.pruning.units import Attention
+
+#: Share of the second moments of queries and keys in how much their directions matter (ours): the
+#: loss may not feel a direction on the calibration images that others need.
+PLAIN = 0.3
+
+
+@dataclass
+class Pairs:
+    """How much each direction of the queries and keys of a head matters.
+
+    The loss of an error ``q^T E k`` is ``|query^1/2 E key^1/2|^2``, up to a factor.
+
+    Attributes:
+        query: Double ``(heads, d, d)``.
+        key: The same for the key.
+        halves: As in :class:`Moments`.
+    """
+
+    query: Tensor
+    key: Tensor
+    halves: 'tuple[Pairs, Pairs] | None' = None
+
+
+class PairObserver(Observer):
+    """Gathers :class:`Pairs` of an attention.
+
+    With gradients, how the loss feels a matrix E between query and key: D = dL/dE of each image
+    gives ``E D D^T`` for the query and ``E D^T D`` for the key (the factors of a Kronecker form of
+    the Fisher matrix). A share of :data:`PLAIN` of both, and all of them without gradients, are
+    second moments of query and key; of the key centred in each sequence, for what is added to all
+    keys changes no attention.
+
+    Args:
+        unit: The attention.
+        metric: Follow the gradients. Defaults to True.
+    """
+
+    def __init__(self, unit: Attention, metric: bool = True):
+        super().__init__(unit, 'qk')
+        self.needs_gradients = metric
+        self.count = 0
+        # Of both halves: images, moments of query and key, factors of query and key.
+        self.halves = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+        self.parts: list[Tensor] = []
+        self.finite: Tensor | None = None
+
+    def join(self, other: 'PairObserver') -> None:
+        self.needs_gradients |= other.needs_gradients
+
+    def attach(self, tokens: Tokens) -> list:
+        self.tokens = tokens
+        return [
+            place.module.register_forward_hook(
+                lambda _, args, out, place=place: self._look(out, place.start, place.stop)
+            )
+            for place in self.unit.places('qk')
+        ]
+
+    def _look(self, out: Tensor, start: int, stop: int | None) -> Tensor:
+        if self.needs_gradients:
+            out = out if out.requires_grad else out.detach().requires_grad_()
+        values = out.detach()[..., start:stop]
+        first = not self.parts  # of separate layers, that of the query
+        self.parts.append(values)
+        if sum(part.shape[-1] for part in self.parts) == 2 * self.unit.count('qk'):
+            both, self.parts = torch.cat(self.parts, -1), []
+            self._see(both)
+        if self.needs_gradients and first:
+            queries = self._by_head(values[..., : self.unit.count('qk')])
+            out.register_hook(lambda grad: self._feel(queries, grad))
+        return out
+
+    def _by_head(self, values: Tensor) -> Tensor:
+        """(B, N, heads, d), float, zero where a token does not count."""
+        values, counted = self.tokens.split(self.unit, values)
+        if counted is not None:
+            values = values * counted[..., None]
+        return values.unflatten(2, (-1, self.unit.sizes['qk']))
+
+    def _see(self, both: Tensor) -> None:
+        query, key = both.float().chunk(2, -1)
+        key = key - key.mean(-2, keepdim=True)
+        for place, part in enumerate((query, key)):
+            part = self._by_head(part)
+            if place == 0:
+                self.finite = part.flatten(1).isfinite().all(1)
+            for half, own in enumerate(self.halves):
+                own[0] += len(part[half::2]) * (place == 0)
+                own[1 + place] += _outer(part[half::2].flatten(0, 1).transpose(0, 1))
+
+    def _feel(self, queries: Tensor, grad: Tensor) -> None:
+        grad = self._by_head(grad[..., : self.unit.count('qk')])
+        felt = queries.permute(0, 2, 3, 1) @ grad.transpose(1, 2)  # D, (B, heads, d, d)
+        self.finite &= felt.flatten(1).isfinite().all(1)
+        for half, own in enumerate(self.halves):
+            part = felt[half::2]
+            own[3] += (part @ part.mT).sum(0).double()
+            own[4] += (part.mT @ part).sum(0).double()
+
+    def end_batch(self, names: Sequence[str] | None) -> None:
+        self._check(self.finite, 'query or its gradient', names)
+        self.finite = None
+
+    def merge(self) -> None:
+        self.count = sum(gather(self.count))
+        heads, channels = self.unit.sizes['heads'], self.unit.sizes['qk']
+        device = next(self.unit.module.parameters()).device
+        for own in self.halves:
+            own[0] = sum(gather(own[0]))
+            for place in (1, 2, 3, 4):
+                zeros = torch.zeros(heads, channels, channels, dtype=torch.double, device=device)
+                own[place] = sum_over_processes(zeros + own[place])
+
+    def result(self) -> Pairs:
+        require_images(self)
+        one, other = self.halves
+        pairs = self._pairs([a + b for a, b in zip(one, other, strict=True)])
+        if one[0] and other[0]:
+            pairs.halves = self._pairs(one), self._pairs(other)
+        return pairs
+
+    def _pairs(self, sums: list) -> Pairs:
+        images, *sums = sums
+        query, key, *factors = (value / images for value in sums)
+        if self.needs_gradients:
+            left, right = factors
+            size = _traces(left).clamp(min=torch.finfo(left.dtype).tiny).sqrt()
+            query, key = (
+                (1 - PLAIN) * felt / size + PLAIN * size * plain / _traces(plain)
+                for felt, plain in ((left, query), (right, key))
+            )
+        return Pairs(rounded(query), rounded(key))
+
+
+def _traces(values: Tensor) -> Tensor:
+    """Traces of ``(heads, d, d)``: ``(heads, 1, 1)``."""
+    return values.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+
+
+def _outer(values: Tensor) -> Tensor:
+    """Second moments of ``(heads, N, d)``: double ``(heads, d, d)``, a sum."""
+    return (values.mT @ values).double()

@@ -1,0 +1,306 @@
+"""What is left of a network that is made small without labels: one table of many methods.
+
+Prunes a classifier with each method, to equal cost, and reports its accuracy on images that no
+method has seen. Results go to a JSON file, row by row; started again, it goes on where it was.
+Rows of the closed form share one calibration and its cost curves for each seed; their seconds are
+given as those of what is shared and those of the row.
+
+    python tools/benchmarks/small_without_training.py configs/mcf/deit-tiny_imagenet-samples.py \\
+        checkpoints/deit_tiny_in1k.safetensors --cfg-options \\
+        test_dataloader.dataset.ann_file=report.txt --out work_dirs/small.json
+    ... --rows 'all dims' --heal minutes=15     # the same rows, healed
+    ... --table                                 # print what is there, as Markdown
+
+Rows of torch-pruning need ``pip install torch-pruning==1.6.1``; without it they are left out, with
+a line.
+"""
+
+import argparse
+import copy
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import DictAction
+from mmengine.runner import Runner
+from peers import torch_pruning
+from torch import nn
+
+import mcf_mm
+from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
+from mcf_mm.engine.config import input_shape, load_config
+from mcf_mm.engine.heal import heal_model
+from mcf_mm.engine.networks import build_model, model_costs
+from mcf_mm.engine.prune import FirstShown, steps_bar
+from mcf_mm.files import whole_file
+from mcf_mm.pruning import Seen, find_units, within_budget
+from mcf_mm.pruning.criteria.obs import OBS
+from mcf_mm.pruning.curves import Curves
+from mcf_mm.weights.checkpoint import load_weights
+
+LS = 'least_squares'
+
+
+def variance(unit, kind, seen):
+    """Score of VBP: the variance of each element; the mean of what goes is folded."""
+    return seen[unit, kind].variance
+
+
+def methods(budget: str) -> dict[str, dict[str, Any]]:
+    """Arguments of :func:`mcf_mm.prune` by row, at a budget.
+
+    ``curves`` (not an argument of it) marks rows of the closed form: which curves tell where to
+    cut, ``'equal'`` for the same share everywhere.
+    """
+    hidden = dict(budget=budget, kinds=['hidden'])
+    rows: dict[str, dict[str, Any]] = {}
+    if budget == MCF_BUDGET:
+        for kind in ('none', 'mean', LS, 'sequential'):
+            rows[f'MCF p = 0.4, {kind}'] = dict(criterion='mcf', ratios=0.4, compensation=kind)
+        rows['hidden alone, VBP, mean'] = dict(criterion=variance, compensation='mean', **hidden)
+        for name in ('random', 'magnitude', 'activation', 'fisher'):
+            rows[f'hidden alone, {name}'] = dict(criterion=name, compensation=LS, **hidden)
+        rows['hidden alone, VBP'] = dict(criterion=variance, compensation=LS, **hidden)
+        rows['hidden alone, FIS'] = dict(criterion='mcf', compensation=LS, **hidden)
+        for name in ('Taylor', 'Hessian'):
+            rows[f'hidden alone, torch-pruning {name}'] = dict(peer=name)
+        rows['hidden alone, OBS, equal sizes'] = dict(curves='equal', **hidden)
+    for curves in ('predicted', 'measured'):
+        rows[f'hidden alone, OBS, {curves}'] = dict(curves=curves, **hidden)
+        for kinds in (['hidden', 'v'], ['hidden', 'v', 'qk'], ALL[:-1], ALL):
+            name = 'all but inputs' if kinds == ALL[:-1] else ' + '.join(kinds)
+            name = 'all dimensions' if kinds == ALL else name
+            rows[f'{name}, {curves}'] = dict(curves=curves, budget=budget, kinds=kinds)
+    rows['all but inputs, measured, sequential'] = dict(
+        curves='measured', budget=budget, kinds=ALL[:-1], compensation='sequential'
+    )
+    return rows
+
+
+ALL = ['hidden', 'v', 'qk', 'heads', 'inputs']
+#: Parameters of DeiT-Tiny after MCF with p = 0.4, and two budgets of MACs.
+MCF_BUDGET = 'params=3869416'
+BUDGETS = (MCF_BUDGET, 'macs=0.890e9', 'macs=0.75e9')
+
+
+def main() -> None:
+    args = parse_args()
+    out = Path(args.out)
+    results: dict[str, dict] = json.loads(out.read_text()) if out.is_file() else {}
+    if args.table:
+        print(table(results))
+        return
+    bench = Bench(args)
+    for budget in args.budgets:
+        for name, arguments in methods(budget).items():
+            if not re.search(args.rows, name):
+                continue
+            for seed in range(args.seeds):
+                key = f'{budget} | {name} | seed {seed}'
+                if args.heal:
+                    key += f' | healed {args.heal}'
+                if key not in results:
+                    if 'peer' in arguments and find_spec('torch_pruning') is None:
+                        print(f'left out, torch-pruning is not there : {key}')
+                        continue
+                    print(f'\n{key}')
+                    results[key] = bench.row(arguments, seed, key)
+                    with whole_file(out) as partial:
+                        partial.write_text(json.dumps(results, indent=1))
+                    print(f'{key}: {results[key]}')
+    if 'dense' not in results:
+        results['dense'] = bench.dense_row()
+        with whole_file(out) as partial:
+            partial.write_text(json.dumps(results, indent=1))
+    print(table(results))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of a classifier')
+    parser.add_argument('checkpoint', help='its weights')
+    parser.add_argument('--out', required=True, help='JSON file of results')
+    parser.add_argument('--rows', default='', help='regular expression of rows to run')
+    parser.add_argument('--budgets', nargs='+', default=[MCF_BUDGET], help=f'such as {BUDGETS}')
+    parser.add_argument('--images', type=int, default=500, help='calibration images')
+    parser.add_argument('--seeds', type=int, default=1, help='choices of calibration images')
+    parser.add_argument(
+        '--split',
+        action='store_true',
+        help='to choose settings: calibrate on one half of the calibration images, report on the '
+        'other; the images to report on are not read',
+    )
+    parser.add_argument('--heal', metavar='minutes=N|epochs=N', help='heal after the cut')
+    parser.add_argument('--table', action='store_true', help='print the results and end')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+@dataclass
+class Statistics:
+    """What rows of the closed form share."""
+
+    seen: Seen
+    predicted: Curves
+    measured: Curves
+    seconds: float
+
+
+class Bench:
+    """One network, its calibration images and the images to report on."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.cfg = load_config(args.config, 'work_dirs/bench', args.cfg_options)
+        self.dense = build_model(self.cfg)
+        load_weights(self.dense, args.checkpoint)
+        self.shape = input_shape(self.cfg)
+        self.costs = model_costs(self.dense, self.shape)
+        self._statistics: dict[int, Statistics] = {}
+        if args.split:
+            whole = calibration_loader(self.cfg, args.images, 0, 16)
+            self.report = [list(whole)[place] for place in range(1, len(whole), 2)]
+        else:
+            loader = Runner.build_dataloader(self.cfg.test_dataloader, seed=0)
+            self.report = list(loader)
+
+    def loader(self, seed: int) -> Any:
+        """Calibration images, in batches that leave room for gradients."""
+        loader = calibration_loader(self.cfg, self.args.images, seed, 16)
+        if self.args.split:
+            return list(calibration_loader(self.cfg, self.args.images, 0, 16))[::2]
+        return loader
+
+    def dense_row(self) -> dict:
+        return self.measured(self.dense, 0.0)
+
+    def row(self, arguments: dict[str, Any], seed: int, key: str) -> dict:
+        model, loader = copy.deepcopy(self.dense), self.loader(seed)
+        arguments, shared = dict(arguments), 0.0
+        if 'curves' in arguments:
+            shared = self.statistics(seed).seconds
+        start = time.process_time()
+        if 'peer' in arguments:
+            torch_pruning(model, loader, arguments['peer'], self.shape)
+        else:
+            self.prune(model, loader, arguments, seed)
+        row = self.measured(model, time.process_time() - start) | {'shared_seconds': shared}
+        if self.args.heal:
+            settings = {
+                name: float(value) if name == 'minutes' else int(value)
+                for name, value in [self.args.heal.split('=')]
+            }
+            state = Path('work_dirs/bench') / (re.sub(r'\W+', '_', key) + '.pt')
+            state.parent.mkdir(parents=True, exist_ok=True)
+            healed = heal_model(model, self.dense, self.cfg, loader, settings, state)
+            state.unlink(missing_ok=True)
+            one_shot = row
+            row = self.measured(model, one_shot['seconds'])
+            row |= {'shared_seconds': shared, 'one_shot': one_shot['top1']}
+            row |= {'heal_seconds': round(healed.seconds), 'heal_images': healed.images}
+            row['threads'] = torch.get_num_threads()
+        return row
+
+    def statistics(self, seed: int) -> Statistics:
+        """Moments and cost curves of all kinds, made once for each seed."""
+        if seed not in self._statistics:
+            start = time.process_time()
+            model, criterion = copy.deepcopy(self.dense), OBS()
+            self.call(model, self.loader(seed), criterion=criterion, budget='params=90%', kinds=ALL)
+            units = find_units(self.dense)
+            seen, measured = criterion.seen, criterion.curves
+            predicted = OBS().predict_curves(units, units.sizes, seen)
+            seconds = round(time.process_time() - start, 1)
+            self._statistics = {seed: Statistics(seen, predicted, measured, seconds)}
+        return self._statistics[seed]
+
+    def prune(self, model: nn.Module, loader: Any, arguments: dict[str, Any], seed: int) -> None:
+        """Prune as a row says."""
+        curves = arguments.pop('curves', None)
+        if curves is not None:
+            known = self.statistics(seed)
+            arguments |= dict(criterion='obs', seen=known.seen)
+            if curves == 'equal':
+                budget, kinds = arguments.pop('budget'), arguments.pop('kinds')
+                arguments['sizes'] = within_budget(find_units(model), self.costs, budget, kinds)
+            else:
+                arguments['curves'] = getattr(known, curves)
+        self.call(model, loader, **arguments)
+
+    def call(self, model: nn.Module, loader: Any, **arguments: Any) -> None:
+        """:func:`mcf_mm.prune` with progress bars."""
+        with steps_bar() as progress:
+            mcf_mm.prune(
+                model,
+                loader if isinstance(loader, list) else FirstShown(loader),
+                forward=tensor_forward(model),
+                image_names=image_names,
+                costs=self.costs if 'budget' in arguments else None,
+                progress=progress,
+                **arguments,
+            )
+
+    @torch.inference_mode()
+    def measured(self, model: nn.Module, seconds: float) -> dict:
+        """Parameters, MACs, seconds and top-1 on the images to report on."""
+        model.train(False)
+        right = images = 0
+        for batch in self.report:
+            for sample in model.test_step(copy.deepcopy(batch)):
+                right += int(sample.pred_score.argmax() == sample.gt_label[0])
+                images += 1
+        own = model_costs(model, self.shape).of({})
+        return {
+            'params': own['params'],
+            'macs': own['macs'],
+            'seconds': round(seconds, 1),
+            'top1': round(100 * right / images, 2),
+            'images': images,
+        }
+
+
+def table(results: dict[str, dict]) -> str:
+    """Markdown of what is there; several seeds as mean and range."""
+    groups: dict[str, list[dict]] = {}
+    for key, row in results.items():
+        groups.setdefault(re.sub(r' \| seed \d+', '', key), []).append(row)
+    lines = [
+        '| network | parameters | MACs | seconds | top-1 one shot | top-1 healed |',
+        '| --- | --- | --- | --- | --- | --- |',
+    ]
+    for name, rows in groups.items():
+        first = rows[0]
+        shared = f'{first["shared_seconds"]:.0f} + ' if first.get('shared_seconds') else ''
+        lines.append(
+            f'| {name} | {first["params"] / 1e6:.3f} M | {first["macs"] / 1e9:.3f} G | '
+            f'{shared}{first["seconds"]:.0f} | {_mean(rows, _one_shot)} | {_mean(rows, _healed)} |'
+        )
+    return '\n'.join(lines)
+
+
+def _one_shot(row: dict) -> float | None:
+    return row.get('one_shot', row['top1'])
+
+
+def _healed(row: dict) -> float | None:
+    return row['top1'] if 'one_shot' in row else None
+
+
+def _mean(rows: list[dict], of: Callable[[dict], float | None]) -> str:
+    values = [value for row in rows if (value := of(row)) is not None]
+    if not values:
+        return ''
+    mean = f'{sum(values) / len(values):.1f}'
+    return mean if len(values) == 1 else f'{mean} ({min(values):.1f}-{max(values):.1f})'
+
+
+if __name__ == '__main__':
+    main()
