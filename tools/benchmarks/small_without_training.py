@@ -3,7 +3,8 @@
 Prunes a classifier with each method, to equal cost, and reports its accuracy on images that no
 method has seen. Results go to a JSON file, row by row; started again, it goes on where it was.
 Rows of the closed form share one calibration and its cost curves for each seed; their seconds are
-given as those of what is shared and those of the row.
+given as those of what is shared and those of the row. Times are of the processor, all cores
+together.
 
     python tools/benchmarks/small_without_training.py configs/mcf/deit-tiny_imagenet-samples.py \\
         checkpoints/deit_tiny_in1k.safetensors --cfg-options \\
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 from mmengine.config import DictAction
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from peers import torch_pruning
 from torch import nn
@@ -103,6 +105,8 @@ def main() -> None:
                 continue
             for seed in range(args.seeds):
                 key = f'{budget} | {name} | seed {seed}'
+                if args.label:
+                    key += f' | {args.label}'
                 if args.heal:
                     key += f' | healed {args.heal}'
                 if key not in results:
@@ -138,6 +142,7 @@ def parse_args() -> argparse.Namespace:
         help='to choose settings: calibrate on one half of the calibration images, report on the '
         'other; the images to report on are not read',
     )
+    parser.add_argument('--label', help='what is told of these rows, such as other images')
     parser.add_argument('--heal', metavar='minutes=N|epochs=N', help='heal after the cut')
     parser.add_argument('--table', action='store_true', help='print the results and end')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
@@ -169,8 +174,8 @@ class Bench:
             whole = calibration_loader(self.cfg, args.images, 0, 16)
             self.report = [list(whole)[place] for place in range(1, len(whole), 2)]
         else:
-            loader = Runner.build_dataloader(self.cfg.test_dataloader, seed=0)
-            self.report = list(loader)
+            with DefaultScope.overwrite_default_scope(self.cfg.default_scope):
+                self.report = list(Runner.build_dataloader(self.cfg.test_dataloader, seed=0))
 
     def loader(self, seed: int) -> Any:
         """Calibration images, in batches that leave room for gradients."""
@@ -200,13 +205,15 @@ class Bench:
             }
             state = Path('work_dirs/bench') / (re.sub(r'\W+', '_', key) + '.pt')
             state.parent.mkdir(parents=True, exist_ok=True)
+            start = time.process_time()
             healed = heal_model(model, self.dense, self.cfg, loader, settings, state)
+            minutes = (time.process_time() - start) / 60
             state.unlink(missing_ok=True)
             one_shot = row
             row = self.measured(model, one_shot['seconds'])
             row |= {'shared_seconds': shared, 'one_shot': one_shot['top1']}
-            row |= {'heal_seconds': round(healed.seconds), 'heal_images': healed.images}
-            row['threads'] = torch.get_num_threads()
+            row |= {'heal_images': healed.images, 'heal_minutes': round(minutes, 1)}
+            row['heal_wall_minutes'] = round(healed.seconds / 60, 1)
         return row
 
     def statistics(self, seed: int) -> Statistics:
