@@ -1,11 +1,11 @@
-"""The same, calibrated on 2,000 photos of Tiny-ImageNet besides: other photos, without labels.
+"""The same, calibrated on 2,000 photos of Tiny-ImageNet besides, ten of each of its 200 classes.
 
-Those of 64 px are enlarged to 224 px, ten of each of its 200 classes. All of them:
-``--num-images 2500``.
+For what looks at no labels: ``--method obs`` (which draws them from the network's own predictions)
+and ``--heal``. The labels of these photos number 200 other classes and mean nothing here. They are
+of 64 px, enlarged to 224. All images: ``--num-images 2500``.
 """
 
 _base_ = './deit-tiny_imagenet-samples.py'
-
 
 train_dataloader = dict(
     dataset=dict(
@@ -17,7 +17,6 @@ train_dataloader = dict(
             dict(
                 type='CustomDataset',
                 data_root='data/tiny_imagenet/train',
-                with_label=False,
                 pipeline={{_base_.train_dataloader.dataset.pipeline}},
                 indices=list(range(0, 20000, 10)),
             ),

@@ -51,13 +51,12 @@ def torch_pruning(
     for batch in batches:
         batch = model.data_preprocessor(batch, False)
         labels = torch.cat([sample.gt_label for sample in batch['data_samples']])
-        losses = F.cross_entropy(model(batch['inputs']), labels, reduction='none')
-        if not hessian:
-            losses.sum().backward()
-            continue
-        for loss in losses:
-            model.zero_grad()
-            loss.backward(retain_graph=True)
-            score.accumulate_grad(model)
+        size = 1 if hessian else len(labels)
+        for x, y in zip(batch['inputs'].split(size), labels.split(size), strict=True):
+            if hessian:
+                model.zero_grad()
+            F.cross_entropy(model(x), y, reduction='sum').backward()
+            if hessian:
+                score.accumulate_grad(model)
     pruner.step()
     model.zero_grad()

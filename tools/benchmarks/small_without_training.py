@@ -10,7 +10,8 @@ together.
         checkpoints/deit_tiny_in1k.safetensors --cfg-options \\
         test_dataloader.dataset.ann_file=report.txt --out work_dirs/small.json
     ... --rows 'all dims' --heal minutes=15     # the same rows, healed
-    ... --table                                 # print what is there, as Markdown
+
+The READMEs' tables are made of it by ``tables.py`` beside this file.
 
 Rows of torch-pruning need ``pip install torch-pruning==1.6.1``; without it they are left out, with
 a line.
@@ -21,7 +22,6 @@ import copy
 import json
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,7 @@ from mmengine.config import DictAction
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from peers import torch_pruning
+from tables import table
 from torch import nn
 
 import mcf_mm
@@ -95,9 +96,6 @@ def main() -> None:
     args = parse_args()
     out = Path(args.out)
     results: dict[str, dict] = json.loads(out.read_text()) if out.is_file() else {}
-    if args.table:
-        print(table(results))
-        return
     bench = Bench(args)
     for budget in args.budgets:
         for name, arguments in methods(budget).items():
@@ -111,7 +109,7 @@ def main() -> None:
                     key += f' | healed {args.heal}'
                 if key not in results:
                     if 'peer' in arguments and find_spec('torch_pruning') is None:
-                        print(f'left out, torch-pruning is not there : {key}')
+                        print(f'left out, torch-pruning is not there: {key}')
                         continue
                     print(f'\n{key}')
                     results[key] = bench.row(arguments, seed, key)
@@ -144,7 +142,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--label', help='what is told of these rows, such as other images')
     parser.add_argument('--heal', metavar='minutes=N|epochs=N', help='heal after the cut')
-    parser.add_argument('--table', action='store_true', help='print the results and end')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
     return parser.parse_args()
 
@@ -272,41 +269,6 @@ class Bench:
             'top1': round(100 * right / images, 2),
             'images': images,
         }
-
-
-def table(results: dict[str, dict]) -> str:
-    """Markdown of what is there; several seeds as mean and range."""
-    groups: dict[str, list[dict]] = {}
-    for key, row in results.items():
-        groups.setdefault(re.sub(r' \| seed \d+', '', key), []).append(row)
-    lines = [
-        '| network | parameters | MACs | seconds | top-1 one shot | top-1 healed |',
-        '| --- | --- | --- | --- | --- | --- |',
-    ]
-    for name, rows in groups.items():
-        first = rows[0]
-        shared = f'{first["shared_seconds"]:.0f} + ' if first.get('shared_seconds') else ''
-        lines.append(
-            f'| {name} | {first["params"] / 1e6:.3f} M | {first["macs"] / 1e9:.3f} G | '
-            f'{shared}{first["seconds"]:.0f} | {_mean(rows, _one_shot)} | {_mean(rows, _healed)} |'
-        )
-    return '\n'.join(lines)
-
-
-def _one_shot(row: dict) -> float | None:
-    return row.get('one_shot', row['top1'])
-
-
-def _healed(row: dict) -> float | None:
-    return row['top1'] if 'one_shot' in row else None
-
-
-def _mean(rows: list[dict], of: Callable[[dict], float | None]) -> str:
-    values = [value for row in rows if (value := of(row)) is not None]
-    if not values:
-        return ''
-    mean = f'{sum(values) / len(values):.1f}'
-    return mean if len(values) == 1 else f'{mean} ({min(values):.1f}-{max(values):.1f})'
 
 
 if __name__ == '__main__':

@@ -1,0 +1,121 @@
+"""Writes the tables of results in the READMEs anew, from the JSON files of results.
+
+A table stands between two comments; the first names its file, from the top of the repository, and
+may have a regular expression of the rows that are shown:
+
+    <!-- table configs/mcf/results/small_without_training.json hidden alone|dense -->
+    <!-- /table -->
+
+    python tools/benchmarks/tables.py           # writes them
+    python tools/benchmarks/tables.py --check   # names those that are not as the files say
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_BLOCK = re.compile(r'(<!-- table (\S+) ?(.*?) -->\n).*?(<!-- /table -->)', re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--check', action='store_true', help='write nothing')
+    check = parser.parse_args().check
+    stale = []
+    for path in (ROOT / 'README.md', *sorted((ROOT / 'configs').glob('*/README.md'))):
+        text = path.read_text(encoding='utf-8')
+        written = with_tables(text)
+        if written != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(written, encoding='utf-8')
+                print(f'wrote the tables of {stale[-1]}')
+    if check and stale:
+        sys.exit(f'error: tables are not as the files of results say: {", ".join(stale)}')
+
+
+def with_tables(text: str) -> str:
+    """A page with its tables as the files of results say."""
+
+    def block(match: re.Match) -> str:
+        results = json.loads((ROOT / match[2]).read_text(encoding='utf-8'))
+        return f'{match[1]}{table(results, match[3])}\n{match[4]}'
+
+    return _BLOCK.sub(block, text)
+
+
+def table(results: dict[str, dict], shown: str = '') -> str:
+    """Markdown of results of ``small_without_training.py``.
+
+    Within a budget rows are sorted by their one-shot accuracy; several seeds are one row, with
+    their mean and range.
+
+    Args:
+        results: Rows by name: ``budget | network | seed N | label | healed how long``, the last
+            two if there are any.
+        shown: Regular expression of the rows that are shown. Defaults to all.
+    """
+    groups: dict[str, list[dict]] = {}
+    healed: dict[str, list[dict]] = {}
+    for key, row in results.items():
+        parts = [part for part in key.split(' | ') if not part.startswith('seed ')]
+        into = healed if parts[-1].startswith('healed ') else groups
+        name = ' | '.join(parts[:-1] if into is healed else parts)
+        into.setdefault(name, []).append(row)
+    for name in healed:
+        groups.setdefault(name, healed[name])
+    budgets = list(dict.fromkeys(name.split(' | ')[0] for name in groups))
+    names = sorted(
+        (name for name in groups if re.search(shown, name)),
+        key=lambda name: (
+            name != 'dense',
+            budgets.index(name.split(' | ')[0]),
+            _values(groups[name], _one_shot)[0],
+        ),
+    )
+    lines = [
+        '| network | parameters | MACs | seconds | top-1 one shot | top-1 healed |',
+        '| --- | --- | --- | --- | --- | --- |',
+    ]
+    for name in names:
+        rows = groups[name]
+        first = rows[0]
+        shared = f'{first["shared_seconds"]:.0f} + ' if first.get('shared_seconds') else ''
+        after = ''
+        if name in healed:
+            minutes = healed[name][0]['heal_minutes']
+            after = f'{_mean(healed[name], _top1)} ({minutes:.0f} min)'
+        lines.append(
+            f'| {", ".join(name.split(" | ")[1:]) or name} | {first["params"] / 1e6:.3f} M | '
+            f'{first["macs"] / 1e9:.3f} G | {shared}{first["seconds"]:.0f} | '
+            f'{_mean(rows, _one_shot)} | {after} |'
+        )
+    return '\n'.join(lines)
+
+
+def _one_shot(row: dict) -> float:
+    return row.get('one_shot', row['top1'])
+
+
+def _top1(row: dict) -> float:
+    return row['top1']
+
+
+def _values(rows: list[dict], of: Callable[[dict], float]) -> tuple[float, float, float]:
+    values = [of(row) for row in rows]
+    return sum(values) / len(values), min(values), max(values)
+
+
+def _mean(rows: list[dict], of: Callable[[dict], float]) -> str:
+    mean, least, most = _values(rows, of)
+    return f'{mean:.1f}' if len(rows) == 1 else f'{mean:.1f} ({least:.1f} to {most:.1f})'
+
+
+if __name__ == '__main__':
+    main()
