@@ -19,6 +19,8 @@ from mcf_mm.pruning.units import Units
 POINTS = 64
 #: Shares that are kept in the cuts that are measured (ours).
 SHARES = (0.6, 0.35)
+#: Losses below this are rounding and count as it when curves are scaled (ours), in nats.
+LEAST = 1e-6
 
 
 @dataclass
@@ -146,7 +148,7 @@ def scale_curves(
 
 
 def _log(value: float) -> float:
-    return math.log(max(value, 1e-6))
+    return math.log(max(value, LEAST))
 
 
 def best_sizes(

@@ -92,7 +92,7 @@ class Kept:
 
     Args:
         batches: Batches of images: tensors, or mappings with ``inputs``.
-        images: How many images are kept, at most; half a batch is none.
+        images: Whole batches are kept until they have so many images. Defaults to 64.
 
     Attributes:
         first: The batches that were kept.
