@@ -26,9 +26,9 @@ from mcf_mm.engine.config import input_shape
 from mcf_mm.engine.heal import check_heal_model, check_heal_step, heal_model
 from mcf_mm.engine.networks import build_model, model_costs, model_latency
 from mcf_mm.pruning import MCF, Costs, Criterion, Healing, Sizes, build_criterion, calibrate, prune
+from mcf_mm.pruning.budget import Budget, budget_kind
 from mcf_mm.pruning.criteria.obs import OBS
 from mcf_mm.pruning.criteria.regular import check_last_step, held_masks, hold
-from mcf_mm.pruning.policy import Budget, budget_kind
 from mcf_mm.pruning.prune import Ratios, open_policy, require_units, resolve_policy
 from mcf_mm.weights.checkpoint import load_weights
 from mcf_mm.weights.slim_config import write_slim

@@ -24,10 +24,10 @@ from mcf_mm.pruning import (
     cut,
     find_units,
 )
+from mcf_mm.pruning.budget import Budget, budget_kind, within_budget
 from mcf_mm.pruning.compensation import check_biases, check_compensation, compensation_observers
 from mcf_mm.pruning.measure import Kept, Probe
 from mcf_mm.pruning.observers import Observer
-from mcf_mm.pruning.policy import Budget, budget_kind, within_budget
 from mcf_mm.pruning.prune import (
     Ratios,
     check_criterion,

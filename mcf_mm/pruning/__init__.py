@@ -11,6 +11,7 @@ Units have kinds of elements; a criterion scores elements; a policy says how man
 it.
 """
 
+from mcf_mm.pruning.budget import within_budget
 from mcf_mm.pruning.calibration import Seen, calibrate
 from mcf_mm.pruning.compensation import compensate
 from mcf_mm.pruning.costs import Costs, measure_costs
@@ -27,7 +28,7 @@ from mcf_mm.pruning.observers import (
     GradientObserver,
     Observer,
 )
-from mcf_mm.pruning.policy import read_policy, threshold, uniform, within_budget
+from mcf_mm.pruning.policy import read_policy, threshold, uniform
 from mcf_mm.pruning.prune import prune
 from mcf_mm.pruning.structure import Sizes, Structure, kept_size
 from mcf_mm.pruning.surgery import cut, resize

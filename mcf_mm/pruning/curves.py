@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcf_mm.pruning.budget import BUDGETS, budget_kind, within_budget
 from mcf_mm.pruning.costs import Costs
-from mcf_mm.pruning.policy import BUDGETS, FLOORS, budget_kind, within_budget
+from mcf_mm.pruning.policy import FLOORS
 from mcf_mm.pruning.structure import Sizes
 from mcf_mm.pruning.units import Units
 
@@ -167,13 +168,13 @@ def best_sizes(
         units: Units of a network.
         costs: Its costs.
         curves: Losses of the kinds that may be pruned.
-        budget: See :func:`~mcf_mm.pruning.policy.parse_budget`.
+        budget: See :func:`~mcf_mm.pruning.budget.parse_budget`.
         floors: Fewest elements by kind. Defaults to
             :data:`~mcf_mm.pruning.policy.FLOORS`.
 
     Raises:
         ValueError: The curves are of another network, or the budget cannot be met; see
-            :func:`~mcf_mm.pruning.policy.within_budget`.
+            :func:`~mcf_mm.pruning.budget.within_budget`.
     """
     curves.check(units, 'the file of cost curves')
     floors = {**FLOORS, **(floors or {})}

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mcf_mm.pruning.budget import Budget, check_reachable, parse_budget
 from mcf_mm.pruning.calibration import Seen, calibrate
 from mcf_mm.pruning.compensation import (
     check_biases,
@@ -21,14 +22,7 @@ from mcf_mm.pruning.curves import Curves
 from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.measure import Kept, Probe
 from mcf_mm.pruning.observers import CalibrationError
-from mcf_mm.pruning.policy import (
-    Budget,
-    check_reachable,
-    check_sizes,
-    parse_budget,
-    read_policy,
-    uniform,
-)
+from mcf_mm.pruning.policy import check_sizes, read_policy, uniform
 from mcf_mm.pruning.sequential import check_batches, copies, solve_sequentially
 from mcf_mm.pruning.structure import Sizes, Structure
 from mcf_mm.pruning.surgery import cut
@@ -78,7 +72,7 @@ def prune(
         image_names: Names of the images of a batch, for error messages. Defaults to numbers.
         loss: For criteria with gradients, see :func:`~mcf_mm.pruning.calibration.calibrate`.
         budget: What the network may cost, instead of ratios or sizes: ``'macs=60%'``,
-            ``'params=3869416'``, see :func:`~mcf_mm.pruning.policy.parse_budget`. With ``'obs'``
+            ``'params=3869416'``, see :func:`~mcf_mm.pruning.budget.parse_budget`. With ``'obs'``
             each unit gets the sizes that lose least (:func:`~mcf_mm.pruning.curves.best_sizes`);
             with other criteria all drop the same share.
         kinds: What a budget may prune. Defaults to all kinds but inputs, which are the dearest,

@@ -9,8 +9,8 @@ import torch
 import zoo
 
 from mcf_mm.pruning import find_units, measure_costs
+from mcf_mm.pruning.budget import check_reachable
 from mcf_mm.pruning.curves import Curves, best_sizes, read_curves, scale_curves
-from mcf_mm.pruning.policy import check_reachable
 
 
 @functools.cache

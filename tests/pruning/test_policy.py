@@ -15,7 +15,8 @@ from mcf_mm.pruning import (
     uniform,
     within_budget,
 )
-from mcf_mm.pruning.policy import check_sizes, parse_budget
+from mcf_mm.pruning.budget import parse_budget
+from mcf_mm.pruning.policy import check_sizes
 
 ALL = ('heads', 'qk', 'v', 'inputs', 'hidden')
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mcf_mm.pruning import find_units, measure_costs, resize, uniform, within_budget
-from mcf_mm.pruning.policy import check_sizes, parse_budget
+from mcf_mm.pruning.budget import parse_budget
+from mcf_mm.pruning.policy import check_sizes
 from mcf_mm.search import Latency, measure_latency, read_latency
 from mcf_mm.search.timing import machine, quartile, record_calls
 

@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mcf_mm.engine.pruning_run import STATE, PruningRun
-from mcf_mm.pruning.policy import Budget
+from mcf_mm.pruning.budget import Budget
 from mcf_mm.pruning.prune import Ratios
 from mcf_mm.pruning.structure import Sizes
 from mcf_mm.registry import HOOKS

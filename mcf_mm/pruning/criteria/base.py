@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcf_mm.pruning.budget import Budget, within_budget
 from mcf_mm.pruning.calibration import Seen
 from mcf_mm.pruning.costs import Costs
 from mcf_mm.pruning.observers import ActivationObserver, GradientObserver, Observer
-from mcf_mm.pruning.policy import FLOORS, Budget, within_budget
+from mcf_mm.pruning.policy import FLOORS
 from mcf_mm.pruning.structure import Sizes, Structure, check_seed
 from mcf_mm.pruning.units import Unit
 
@@ -67,7 +68,7 @@ class Criterion:
             kinds: Kinds that may be pruned, by unit.
             seen: Result of calibration.
             costs: Costs of the network.
-            budget: See :func:`~mcf_mm.pruning.policy.parse_budget`.
+            budget: See :func:`~mcf_mm.pruning.budget.parse_budget`.
             curves: Cost curves, for criteria that have some.
             probe: Measures cuts, for criteria that want to
                 (:class:`~mcf_mm.pruning.measure.Probe`).

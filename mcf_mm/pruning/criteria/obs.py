@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcf_mm.pruning.budget import Budget
 from mcf_mm.pruning.calibration import Seen
 from mcf_mm.pruning.costs import Costs
 from mcf_mm.pruning.criteria.base import Criterion
@@ -15,7 +16,7 @@ from mcf_mm.pruning.curves import SHARES, Curves, best_sizes, scale_curves
 from mcf_mm.pruning.moments import MomentObserver
 from mcf_mm.pruning.observers import Observer
 from mcf_mm.pruning.pairs import PairObserver
-from mcf_mm.pruning.policy import FLOORS, Budget
+from mcf_mm.pruning.policy import FLOORS
 from mcf_mm.pruning.rotation import Turn, find_turn, find_turns, turn, turn_moments
 from mcf_mm.pruning.solves import (
     RemovalOrder,
