@@ -225,8 +225,7 @@ class PruningRun:
         self._finish_cut(runner, seen)
 
     def _for_compensation(self, observers: Sequence[Observer] = ()) -> list:
-        chosen = [unit for unit in self.units if unit.name in self.policy]
-        return compensation_observers(chosen, self.compensation, observers)
+        return compensation_observers(self.units, self.policy, self.compensation, observers)
 
     def _finish_cut(self, runner: Runner, seen: Seen) -> None:
         networks = (unwrapped(runner), *averages(runner))

@@ -1,6 +1,6 @@
 """Folds what the dropped elements carried into the weights that stay (ours, beyond the paper)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +20,34 @@ RIDGE = 1e-3
 
 
 def compensation_observers(
-    units: Iterable[Unit], kind: str, gathered: Sequence[Observer] = ()
+    units: Iterable[Unit], sizes: Sizes, kind: str, gathered: Sequence[Observer] = ()
 ) -> list[Observer]:
     """What calibration is to gather for :func:`compensate`.
 
     Args:
-        units: Units that are to be pruned.
+        units: Units of the network.
+        sizes: Which kinds are to be pruned. A layer that reads none of them needs nothing.
         kind: Of compensation.
-        gathered: What the criterion gathers. Units of which it has moments need no more.
+        gathered: What the criterion gathers. Layers of which it has moments need no more.
     """
     if kind == 'none':
         return []
-    known = {observer.unit.name for observer in gathered if isinstance(observer, MomentObserver)}
+    known = {
+        (observer.unit.name, observer.key[-1])
+        for observer in gathered
+        if isinstance(observer, MomentObserver)
+    }
     return [
         ActivationObserver(unit, place, covariance=kind in SOLVED)
         for unit in units
-        if unit.name not in known
         for place, _ in unit.consumers()
+        if _loses(place, sizes.get(unit.name, ())) and (unit.name, place) not in known
     ]
+
+
+def _loses(place: str, kinds: Container[str]) -> bool:
+    """Whether a layer that reads ``place`` loses inputs when these kinds are pruned."""
+    return place in kinds or (place == 'v' and 'heads' in kinds)
 
 
 def compensate(units: Iterable[Unit], structure: Structure, seen: Seen, kind: str = 'none') -> None:
@@ -106,8 +116,8 @@ def check_biases(units: Iterable[Unit], sizes: Sizes, kind: str) -> None:
     for unit in units:
         lost = {k for k, size in sizes.get(unit.name, {}).items() if size < unit.sizes[k]}
         for place, linear in unit.consumers():
-            loses = place in lost or (place == 'v' and 'heads' in lost)
-            loses |= kind == 'sequential' and unit.name in sizes  # solved anew all the same
+            # 'sequential' solves all layers of the unit anew.
+            loses = _loses(place, lost) or (kind == 'sequential' and unit.name in sizes)
             if loses and linear.bias is None:
                 raise ValueError(
                     f"{unit.name} has a layer without bias: use compensation='none', got {kind!r}"

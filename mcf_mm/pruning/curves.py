@@ -1,5 +1,6 @@
 """Where to cut: what each size costs, and the best sizes for a budget."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,14 +49,8 @@ class Curves:
         return sum(len(kinds) for kinds in self.loss.values())
 
     def of(self, sizes: Sizes) -> float:
-        """Predicted loss of a policy, a sum over units and kinds."""
-        total = 0.0
-        for name, kinds in sizes.items():
-            for kind, size in kinds.items():
-                curve = self.loss.get(name, {}).get(kind)
-                if curve is not None:
-                    total += curve[len(curve) - 1 - size]
-        return total
+        """Predicted loss of a policy, a sum over units; see :func:`unit_loss`."""
+        return sum(unit_loss(self.loss.get(name, {}), own) for name, own in sizes.items())
 
     def check(self, units: Units, source: str) -> None:
         """Check that they are of a network.
@@ -93,12 +88,33 @@ class Curves:
         return json.dumps({'loss': self.loss, 'facts': self.facts})
 
 
+def unit_loss(curves: Mapping[str, Any], sizes: Mapping[str, Any]) -> Any:
+    """Predicted loss of sizes of a unit, a sum over kinds.
+
+    Heads that have gone lose no channels: of ``qk`` and ``v`` only the share of the heads that stay
+    counts.
+
+    Args:
+        curves: Loss by the number of elements that go, of each kind: lists, or double tensors.
+        sizes: Sizes of kinds: numbers, or index tensors of equal shape. Others keep all.
+    """
+    total = 0.0
+    for kind, curve in curves.items():
+        if kind in sizes:
+            loss = curve[len(curve) - 1 - sizes[kind]]
+            if kind in ('qk', 'v') and 'heads' in sizes and 'heads' in curves:
+                loss = loss * sizes['heads'] / (len(curves['heads']) - 1)
+            total = total + loss
+    return total
+
+
 def read_curves(path: str | Path) -> Curves:
     """Read curves from a JSON file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no JSON or has another form.
+        ValueError: It is no JSON or has another form, or a curve is empty, not finite, does not
+            begin at 0 or falls.
     """
     path = Path(path)
     if not path.is_file():
@@ -113,7 +129,29 @@ def read_curves(path: str | Path) -> Curves:
         raise ValueError(
             f'{path} has no cost curves, {{"loss": {{"unit": {{"kind": [0, ...]}}}}}}: {error!r}'
         ) from None
+    for name, kinds in loss.items():
+        for kind, curve in kinds.items():
+            if reason := _wrong(curve):
+                raise ValueError(
+                    f'{path}: the cost curve of {kind} of {name} {reason}; it must be the loss '
+                    'when 0, 1, ... elements go, from 0 on, and never fall'
+                )
     return Curves(loss, content.get('facts', {}))
+
+
+def _wrong(curve: Sequence[float]) -> str | None:
+    """What is wrong with a cost curve, or None."""
+    if not curve:
+        return 'is empty'
+    for number, value in enumerate(curve):
+        if not math.isfinite(value):
+            return f'is {value} at {number}'
+    if curve[0] != 0:
+        return f'begins at {curve[0]}'
+    for number, (before, after) in enumerate(itertools.pairwise(curve), 1):
+        if after < before:
+            return f'falls from {before} to {after} at {number}'
+    return None
 
 
 def scale_curves(
@@ -225,12 +263,8 @@ def _hull(
     """The lower convex hull of loss over cost, of all combinations of sizes of a unit."""
     grids = torch.meshgrid(*[_points(full[kind], floors[kind]) for kind in kinds], indexing='ij')
     sizes = {kind: grid.flatten() for kind, grid in zip(kinds, grids, strict=True)}
-    loss = torch.zeros(len(grids[0].flatten()), dtype=torch.double)
-    for kind, size in sizes.items():
-        own = torch.tensor(kinds[kind], dtype=torch.double)[full[kind] - size]
-        if kind in ('qk', 'v') and 'heads' in sizes:
-            own = own * sizes['heads'] / full['heads']  # heads that have gone lose no channels
-        loss += own
+    curves = {kind: torch.tensor(curve, dtype=torch.double) for kind, curve in kinds.items()}
+    loss = unit_loss(curves, sizes)
     price = costs.of_unit(name, {**full, **sizes})[index]
     price = torch.as_tensor(price, dtype=torch.double).expand(len(loss))
     order = torch.argsort(price, descending=True, stable=True).tolist()

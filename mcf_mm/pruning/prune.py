@@ -118,9 +118,8 @@ def prune(
     check_biases(units, policy, compensation)
     check_tied(model, policy)
     criterion.prepare(model)
-    chosen = [unit for unit in units if unit.name in policy]
     observers = criterion.observers(units, policy)
-    observers += compensation_observers(chosen, compensation, observers)
+    observers += compensation_observers(units, policy, compensation, observers)
     passing = Kept(batches)
     if seen is None:
         seen = Seen({})

@@ -10,6 +10,7 @@ from torch import nn
 from mcf_mm.pruning import Structure, calibrate, compensate, compensation, cut, find_units, prune
 from mcf_mm.pruning.calibration import Seen
 from mcf_mm.pruning.compensation import COMPENSATIONS, compensation_observers
+from mcf_mm.pruning.criteria import OBS
 from mcf_mm.pruning.observers import Activations
 
 
@@ -24,7 +25,8 @@ def compensated(model, batches, structure, kind):
     """A copy of ``model``, compensated and cut."""
     model = copy.deepcopy(model)
     units = find_units(model)
-    observers = compensation_observers(units, kind)
+    kinds = {name: dict.fromkeys(own, 1) for name, own in structure.items()}
+    observers = compensation_observers(units, kinds, kind)
     seen = calibrate(model, batches, observers) if observers else Seen({})
     compensate(units, structure, seen, kind)
     cut(model, structure)
@@ -122,7 +124,10 @@ def test_the_mean_loses_nothing_of_what_is_constant(transformer, batches):
     assert error(compensated(transformer, images, ffn, 'none'), transformer, images[0]) > 1e-4
     # Of the value channels those of the first head are constant, those of the others vary.
     slim = compensated(transformer, images, structure, 'mean')
-    seen = calibrate(transformer, images, compensation_observers(find_units(transformer), 'mean'))
+    observers = compensation_observers(
+        find_units(transformer), {'blocks.0.attn': dict(v=2)}, 'mean'
+    )
+    seen = calibrate(transformer, images, observers)
     proj = transformer.blocks[0].attn.proj
     dropped = [0, 1, 4, 5, 8, 9]
     mean = seen['blocks.0.attn', 'v'].mean.double()
@@ -138,6 +143,37 @@ def test_dropped_query_and_key_channels_change_nothing_else(transformer, batches
     fitted = compensated(transformer, images, structure, 'least_squares')
     for (name, a), b in zip(plain.named_parameters(), fitted.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize('kind', ['mean', 'least_squares', 'sequential'])
+def test_only_layers_that_lose_inputs_are_observed(transformer, kind):
+    units = find_units(transformer)
+    mlp, attention = 'blocks.0.mlp', 'blocks.1.attn'
+    for sizes, expected in (
+        ({attention: dict(qk=2)}, []),  # these are read by each other
+        ({attention: dict(qk=2, v=2)}, [(attention, 'v')]),
+        ({attention: dict(heads=2)}, [(attention, 'v')]),
+        ({mlp: dict(hidden=9)}, [(mlp, 'hidden')]),
+        ({mlp: dict(hidden=9, inputs=9)}, [(mlp, 'inputs'), (mlp, 'hidden')]),
+        ({}, []),
+    ):
+        found = compensation_observers(units, sizes, kind)
+        assert [(observer.unit.name, observer.kind) for observer in found] == expected
+        assert all(observer.covariance == (kind != 'mean') for observer in found)
+        assert compensation_observers(units, sizes, 'none') == []
+        # Of what the closed form has gathered nothing is gathered twice.
+        assert compensation_observers(units, sizes, kind, OBS().observers(units, sizes)) == []
+
+
+def test_query_and_key_channels_alone_need_no_look_at_what_proj_reads(transformer, batches):
+    images = [batch.double() for batch in batches]
+    plain, dense = copy.deepcopy(transformer), copy.deepcopy(transformer)
+    structure = prune(transformer, images, 'obs', ratios=dict(qk=0.3))
+    assert structure.sizes['blocks.0.attn'] == dict(heads=3, qk=2)
+    prune(plain, images, 'obs', ratios=dict(qk=0.3), compensation='none')
+    for a, b in zip(transformer.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert error(transformer, dense, images[0]) > 0
 
 
 @pytest.mark.parametrize('kind', ['mean', 'least_squares'])

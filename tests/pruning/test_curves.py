@@ -10,7 +10,7 @@ import zoo
 
 from mcf_mm.pruning import find_units, measure_costs
 from mcf_mm.pruning.budget import check_reachable
-from mcf_mm.pruning.curves import Curves, best_sizes, read_curves, scale_curves
+from mcf_mm.pruning.curves import Curves, best_sizes, read_curves, scale_curves, unit_loss
 
 
 @functools.cache
@@ -109,11 +109,40 @@ def test_curves_that_are_not_convex_and_flat_ones_are_served_too():
 
 def test_heads_that_go_take_the_loss_of_their_channels_along():
     units, costs = measured()
+    units = type(units)(units.attentions[:1])  # few enough to try out
+    name = units[0].name
     curves = convex(units, ['heads', 'qk', 'v'], 3)
-    for share in (0.1, 0.5, 0.9):
+    assert curves.of({name: dict(heads=2, qk=1, v=2)}) == pytest.approx(
+        curves.loss[name]['qk'][3] + curves.loss[name]['v'][2]
+    )
+    assert curves.of({name: dict(heads=1, qk=1)}) == pytest.approx(
+        curves.loss[name]['heads'][1] + curves.loss[name]['qk'][3] / 2
+    )
+    assert curves.of({name: dict(qk=1)}) == curves.loss[name]['qk'][3]
+    for seed, share in itertools.product(range(4), (0.1, 0.3, 0.5, 0.7, 0.9)):
+        curves = convex(units, ['heads', 'qk', 'v'], seed)
         budget = between(costs, units, curves.kinds, share)
         sizes = best_sizes(units, costs, curves, budget)
         assert costs.of(sizes)['params'] <= budget['params']
+        # As good as the best within less of a budget: the last elements may not fit.
+        less = budget['params'] - 60
+        least = all_best(units, costs, curves, 'params', budget['params'])
+        smaller = all_best(units, costs, curves, 'params', less)
+        assert least - 1e-9 <= curves.of(sizes) <= smaller + 1e-9
+
+
+def test_the_loss_of_a_policy_is_that_by_which_sizes_are_chosen():
+    units, _ = measured()
+    curves = convex(units, ['heads', 'qk', 'v', 'hidden'], 5)
+    for name, own in curves.loss.items():
+        full = units.by_name[name].sizes
+        every = list(itertools.product(*(range(1, full[kind] + 1) for kind in own)))
+        sizes = dict(zip(own, torch.tensor(every).T, strict=True))
+        tensors = {kind: torch.tensor(curve, dtype=torch.double) for kind, curve in own.items()}
+        found = unit_loss(tensors, sizes).tolist()
+        for numbers, loss in zip(every, found, strict=True):
+            policy = {name: dict(zip(own, numbers, strict=True))}
+            assert curves.of(policy) == pytest.approx(loss, rel=1e-12)
 
 
 def test_floors_hold():
@@ -176,6 +205,26 @@ def test_a_file_that_has_no_curves_is_named(content, tmp_path):
         read_curves(path)
     path.write_text(content)
     with pytest.raises(ValueError, match=r'curves\.json has no cost curves, \{"loss": '):
+        read_curves(path)
+
+
+@pytest.mark.parametrize(
+    'curve, reason',
+    [
+        ('[]', 'is empty'),
+        ('[0, NaN, 1]', 'is nan at 1'),
+        ('[0, 1, Infinity]', 'is inf at 2'),
+        ('[0, -Infinity]', 'is -inf at 1'),
+        ('[-1, 0, 1]', r'begins at -1\.0'),
+        ('[1, 2]', r'begins at 1\.0'),
+        ('[0, -1, 2]', r'falls from 0\.0 to -1\.0 at 1'),
+        ('[0, 2, 1.5, 3]', r'falls from 2\.0 to 1\.5 at 2'),
+    ],
+)
+def test_a_curve_that_cannot_be_is_named(curve, reason, tmp_path):
+    path = tmp_path / 'curves.json'
+    path.write_text(f'{{"loss": {{"a": {{"v": [0, 0, 2], "hidden": {curve}}}}}}}')
+    with pytest.raises(ValueError, match=rf'curves\.json: .* of hidden of a {reason}; it must be'):
         read_curves(path)
 
 
