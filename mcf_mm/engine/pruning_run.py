@@ -24,6 +24,7 @@ from mcf_mm.pruning import (
     cut,
     find_units,
 )
+from mcf_mm.pruning.advice import asked_kinds, warn_few_tokens, warn_left_alone
 from mcf_mm.pruning.budget import Budget, budget_kind, within_budget
 from mcf_mm.pruning.compensation import check_biases, check_compensation, compensation_observers
 from mcf_mm.pruning.measure import Kept, Probe
@@ -144,6 +145,10 @@ class PruningRun:
             check_criterion(self.criterion, self.policy)
             check_biases(self.units, self.policy, self.compensation)
             self.check_epochs(runner)
+            if self.budget is not None:
+                warn_left_alone(self.units, self.kinds or self.criterion.budget_kinds)
+            elif asked := asked_kinds(self.ratios) & {'heads', 'qk', 'v'}:
+                warn_left_alone(self.units, asked)
             observers = self.criterion.observers(self.units, self.policy)
             felt = any(observer.needs_gradients for observer in observers)
             size = 16 if felt else 64  # gradients keep the activations of a batch
@@ -209,6 +214,7 @@ class PruningRun:
         observers = observers + self._for_compensation(observers)
         batches = Kept(in_run.shown(runner, self.loader))
         seen = in_run.calibrate_run(runner, batches, observers, self.criterion.labels)
+        warn_few_tokens(self.units, self.policy, seen)
         if self.budget is not None:
             forward = tensor_forward(unwrapped(runner))
             probe = Probe(unwrapped(runner), batches.first, forward, self.compensation)

@@ -29,6 +29,7 @@ class Seen:
         results: What each observer found, by its key.
         output: Input of the classifier for each image, ``(S, C)``; None without classifier.
         classes: Predicted class of each image, ``(S,)``; None without classifier.
+        images: How many images were seen; None where that is not known.
 
     Example:
         >>> seen['blocks.0.mlp', 'hidden'].rms  # (H,)
@@ -39,8 +40,9 @@ class Seen:
         results: dict[tuple, Any],
         output: Tensor | None = None,
         classes: Tensor | None = None,
+        images: int | None = None,
     ):
-        self.results = results
+        self.results, self.images = results, images
         self.output, self.classes = output, classes
 
     def _get(self, observer: type[Observer], unit: Unit | str, kind: str) -> Any:
@@ -78,7 +80,7 @@ class Seen:
     def replaced(self, observer: type[Observer], unit: str, kind: str, result: Any) -> 'Seen':
         """The same with another result of one observer."""
         results = {**self.results, (observer.__name__, unit, kind): result}
-        return Seen(results, self.output, self.classes)
+        return Seen(results, self.output, self.classes, self.images)
 
     def attention(self, unit: Unit | str) -> Tensor:
         """Attention that each token gets, ``(heads, N)``."""
@@ -190,7 +192,9 @@ def calibrate(
         error = next(filter(None, gather(error)), None)
     if error is not None:
         raise error
+    images = max((observer.count for observer in joined.values()), default=0)
     if shared:
+        images = sum(gather(images))
         device = next(model.parameters()).device
         for rows in (outputs, classes):
             rows.merge(device)
@@ -202,6 +206,7 @@ def calibrate(
         {key: observer.result() for key, observer in joined.items()},
         outputs.result() if guided else None,
         classes.result() if guided else None,
+        images,
     )
 
 

@@ -41,11 +41,11 @@ def compensation_observers(
         ActivationObserver(unit, place, covariance=kind in SOLVED)
         for unit in units
         for place, _ in unit.consumers()
-        if _loses(place, sizes.get(unit.name, ())) and (unit.name, place) not in known
+        if loses(place, sizes.get(unit.name, ())) and (unit.name, place) not in known
     ]
 
 
-def _loses(place: str, kinds: Container[str]) -> bool:
+def loses(place: str, kinds: Container[str]) -> bool:
     """Whether a layer that reads ``place`` loses inputs when these kinds are pruned."""
     return place in kinds or (place == 'v' and 'heads' in kinds)
 
@@ -117,8 +117,8 @@ def check_biases(units: Iterable[Unit], sizes: Sizes, kind: str) -> None:
         lost = {k for k, size in sizes.get(unit.name, {}).items() if size < unit.sizes[k]}
         for place, linear in unit.consumers():
             # 'sequential' solves all layers of the unit anew.
-            loses = _loses(place, lost) or (kind == 'sequential' and unit.name in sizes)
-            if loses and linear.bias is None:
+            solved = loses(place, lost) or (kind == 'sequential' and unit.name in sizes)
+            if solved and linear.bias is None:
                 raise ValueError(
                     f"{unit.name} has a layer without bias: use compensation='none', got {kind!r}"
                 )

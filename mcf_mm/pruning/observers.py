@@ -28,12 +28,14 @@ class Activations:
         mean: Mean over images and tokens, ``(I,)``.
         mean_square: Mean square over images and tokens, ``(I,)``.
         covariance: Centred second moments, double ``(I, I)``; None unless asked for.
+        samples: How many tokens the covariance is of; None without it.
     """
 
     tokens: Tensor
     mean: Tensor
     mean_square: Tensor
     covariance: Tensor | None = None
+    samples: int | None = None
 
     @property
     def rms(self) -> Tensor:
@@ -228,11 +230,12 @@ class ActivationObserver(Observer):
 
     def result(self) -> Activations:
         mean, mean_square = (self._total(self.sums) / self.token_count).float()
-        covariance = None
+        covariance = samples = None
         if self.covariance:
+            samples = self.moment_count
             centre = self.moment_total / self.moment_count
             covariance = self.moments / self.moment_count - torch.outer(centre, centre)
-        return Activations(self.rows.result(), mean, mean_square, covariance)
+        return Activations(self.rows.result(), mean, mean_square, covariance, samples)
 
 
 class AttentionObserver(Observer):

@@ -45,7 +45,8 @@ def uniform(
         check_names(units, ratios, 'ratios')
     elif unknown := set(ratios) - known:
         raise ValueError(
-            f'ratios names {sorted(unknown)}, the network has {sorted(known)}{_left_out(units)}'
+            f'ratios names {sorted(unknown)}, the network has {sorted(known)}'
+            f'{why_missing(units, unknown)}'
         )
     sizes: dict[str, dict[str, int]] = {}
     for unit in units:
@@ -76,7 +77,17 @@ def check_names(units: Units, policy: Mapping[str, Mapping], argument: str) -> N
         if unknown := set(kinds) - set(names[name].kinds):
             raise ValueError(
                 f'{argument} names {sorted(unknown)} of {name}, which has {list(names[name].kinds)}'
+                f'{why_missing(Units([names[name]]), unknown)}'
             )
+
+
+def why_missing(units: Units, kinds: Iterable[str]) -> str:
+    """The end of an error message on kinds that a network lacks: why it does."""
+    kinds = set(kinds)
+    for unit in units:
+        for kind in kinds & set(unit.missing):
+            return f'; {unit.name} has no {kind}: {unit.missing[kind]}'
+    return _left_out(units)
 
 
 def _left_out(units: Units) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mcf_mm.pruning.advice import asked_kinds, warn_few_tokens, warn_left_alone
 from mcf_mm.pruning.budget import Budget, check_reachable, parse_budget
 from mcf_mm.pruning.calibration import Seen, calibrate
 from mcf_mm.pruning.compensation import (
@@ -22,7 +23,7 @@ from mcf_mm.pruning.curves import Curves
 from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.measure import Kept, Probe
 from mcf_mm.pruning.observers import CalibrationError
-from mcf_mm.pruning.policy import check_sizes, read_policy, uniform
+from mcf_mm.pruning.policy import check_sizes, read_policy, uniform, why_missing
 from mcf_mm.pruning.sequential import check_batches, copies, solve_sequentially
 from mcf_mm.pruning.structure import Sizes, Structure
 from mcf_mm.pruning.surgery import cut
@@ -112,9 +113,14 @@ def prune(
     else:
         if ratios is not None or sizes is not None:
             raise ValueError('give one of budget, ratios and sizes')
+        kinds = None if kinds is None else set(kinds)
         batches, costs = known_costs(model, batches, forward, costs)
         policy = open_policy(units, costs, budget, kinds, criterion, multiple)
     check_criterion(criterion, policy)
+    if budget is not None:
+        warn_left_alone(units, kinds or criterion.budget_kinds)
+    elif asked := asked_kinds(ratios) & {'heads', 'qk', 'v'}:
+        warn_left_alone(units, asked)
     check_biases(units, policy, compensation)
     check_tied(model, policy)
     criterion.prepare(model)
@@ -128,6 +134,7 @@ def prune(
             seen = calibrate(
                 model, passing, observers, forward, image_names, loss=loss, labels=labels
             )
+    warn_few_tokens(units, policy, seen)
     if budget is not None:
         if not observers or not passing.first:
             passing.keep()  # what was seen comes from an earlier calibration
@@ -219,7 +226,10 @@ def open_policy(
     known = {kind for unit in units for kind in unit.kinds}
     kinds = criterion.budget_kinds & known if kinds is None else set(kinds)
     if unknown := kinds - known:
-        raise ValueError(f'kinds names {sorted(unknown)}, the network has {sorted(known)}')
+        raise ValueError(
+            f'kinds names {sorted(unknown)}, the network has {sorted(known)}'
+            f'{why_missing(units, unknown)}'
+        )
     full = {
         unit.name: {kind: unit.sizes[kind] for kind in unit.kinds if kind in kinds}
         for unit in units

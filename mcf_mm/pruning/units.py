@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +55,11 @@ class Unit:
         name: Path of the unit in the model, such as ``'backbone.layers.3.ffn'``.
         module: The module at that path.
         kinds: Kinds of elements that can be pruned.
+        missing: Reason by kind, for kinds of its class that this one lacks.
     """
 
     kinds: tuple[str, ...] = ()
+    missing: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, name: str, module: nn.Module):
         self.name = name
@@ -246,6 +249,7 @@ class Attention(Unit):
         if layout.normalised(module):
             # A norm over the channels of a head is another function with fewer channels.
             self.kinds = ('heads', 'v')
+            self.missing = {'qk': 'query and key are normalised over the channels of a head'}
 
     @property
     def is_pruned(self) -> bool:
