@@ -10,6 +10,7 @@ from mcf_mm.engine.heal import check_heal_step
 from mcf_mm.engine.networks import averages, unwrapped
 from mcf_mm.engine.pruning_run import STATE, PruningRun
 from mcf_mm.pruning import Units, find_units
+from mcf_mm.pruning.advice import warn_few_tokens
 from mcf_mm.pruning.criteria.fis import band_limit
 from mcf_mm.pruning.criteria.regular import SparseFFN, check_last_step, held_masks, hold
 from mcf_mm.pruning.structure import check_ratio, check_whole
@@ -116,6 +117,7 @@ class MCFRun(PruningRun):
         """Let the rows of each layer vote (X-Transformation), compensate and cut."""
         batches = in_run.shown(runner, self.loader)
         seen = in_run.calibrate_run(runner, batches, self._for_compensation())
+        warn_few_tokens(self.units, self.policy, seen)
         sparse = {name: self.sparse[name] for name in self.policy}
         self.structure = self.criterion.vote(sparse, self.policy)
         self.sparse, self.held = {}, []
