@@ -84,7 +84,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--dims',
         metavar='KIND,...',
-        help='what a budget may prune: hidden,v,qk,heads,inputs (default: all but inputs with obs, '
+        help='what a budget may prune: hidden,v,qk,heads,inputs (default: all with obs, '
         'otherwise inputs and hidden)',
     )
     parser.add_argument(

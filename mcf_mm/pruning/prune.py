@@ -76,8 +76,8 @@ def prune(
             ``'params=3869416'``, see :func:`~mcf_mm.pruning.budget.parse_budget`. With ``'obs'``
             each unit gets the sizes that lose least (:func:`~mcf_mm.pruning.curves.best_sizes`);
             with other criteria all drop the same share.
-        kinds: What a budget may prune. Defaults to all kinds but inputs, which are the dearest,
-            with ``'obs'``, and to inputs and hidden units with the others.
+        kinds: What a budget may prune. Defaults to all kinds that the network has with
+            ``'obs'``, and to inputs and hidden units with the others.
         curves: Cost curves of an earlier run, so that they need not be computed again.
         costs: Costs of the network, see :func:`~mcf_mm.pruning.costs.measure_costs`. Defaults to
             what the first image of the first batch costs.

@@ -3,7 +3,8 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from mcf_mm.pruning.units import Unit
 
 #: Ridge term of the solves, as a share of the mean second moment (ours): it draws to the weights
 #: that the layer has, not to zero.
-RIDGE = 1e-2
+RIDGE = 0.3
 
 
 class _Enough(Exception):
@@ -84,7 +85,9 @@ def solve_sequentially(
 
     Each layer that reads pruned elements gets the weights that bring its output, on the inputs that
     the cut network really gives it, closest to the output of the dense network (least squares). The
-    layers before it are solved already, so it makes up for what they could not.
+    layers before it are solved already, so it makes up for what they could not: where a module adds
+    the output to what bypasses the layer, as a residual block does, the sum is to be as in the
+    dense network, see :func:`find_sum`.
 
     Each layer takes a pass over the images up to that layer, through both networks.
 
@@ -150,15 +153,8 @@ def _solved(
     """Weight and bias of one layer, solved anew, ``(O, I + 1)``."""
     layer, wanted = (dict(part.consumers())[place] for part in (unit, full))
     tokens = Tokens(model)
-    seen: dict[str, Tensor] = {}
-
-    def note_output(module: nn.Module, args: Any, out: Tensor) -> None:
-        seen['output'] = out
-        raise _Enough
-
-    def note_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen['input'] = args[0]
-        raise _Enough
+    bypassed: Sum | None = None
+    looked = place == 'inputs'  # fc1 has no bypass
 
     weight = augmented(layer)
     moments = weight.new_zeros(weight.shape[1], weight.shape[1])
@@ -167,10 +163,15 @@ def _solved(
     try:
         for batch in batches:
             with replaced(model, dense):
-                _run_to(run, batch, wanted.register_forward_hook(note_output))
-            _run_to(run, batch, layer.register_forward_pre_hook(note_input))
-            x, counted = tokens.split(unit, seen['input'])
-            y, _ = tokens.split(unit, seen['output'])
+                if not looked:
+                    bypassed, looked = find_sum(model, run, batch, unit.name, wanted), True
+                of_dense = _seen(model, run, batch, wanted, bypassed)
+            of_cut = _seen(model, run, batch, layer, bypassed)
+            x, counted = tokens.split(unit, of_cut.input)
+            y = of_dense.output
+            if bypassed is not None:
+                y = y + (of_dense.bypass - of_cut.bypass) * bypassed.inverse
+            y, _ = tokens.split(unit, y)
             if getattr(layer, 'inputs', None) is not None:
                 x = x.index_select(2, layer.inputs)
             if rows is not None:
@@ -196,6 +197,145 @@ def _solved(
     if not solved.isfinite().all():
         raise CalibrationError(f'the solution for {unit.name} ({place}) is not finite')
     return solved
+
+
+@dataclass
+class Sum:
+    """Where the output of a layer is added to what bypasses it.
+
+    Attributes:
+        module: Name of the module that gives the sum.
+        factor: Of each channel of the output in the sum, ``(C,)``: 1, or what layer scale says.
+    """
+
+    module: str
+    factor: Tensor
+
+    @property
+    def inverse(self) -> Tensor:
+        """One over the factor; 0 for channels that do not enter the sum."""
+        small = self.factor.abs() <= 1e-6 * self.factor.abs().max()
+        return torch.where(small, 0, 1 / self.factor.masked_fill(small, 1))
+
+
+@torch.no_grad()
+def find_sum(
+    model: nn.Module, run: Callable[[Any], Any], batch: Any, unit: str, layer: nn.Module
+) -> Sum | None:
+    """The module that adds the output of a layer to what bypasses it.
+
+    It is tried: a number is added to each channel of the output, and the sum must change by that
+    number, times a factor of the channel, in all tokens of all images. The unit itself is looked
+    at, and the two modules around it.
+
+    Args:
+        model: A network in evaluation mode.
+        run: Runs it on one batch.
+        batch: Some images.
+        unit: Name of the unit.
+        layer: Its last layer.
+
+    Returns:
+        None where there is no such module, as around attention, after which the FFN comes before
+        the module ends, or where a norm follows.
+    """
+    around = [unit]
+    while around[-1] and len(around) < 3:
+        around.append(around[-1].rpartition('.')[0])
+    around = [name for name in around if name]
+    outputs: dict[str, list[Tensor]] = {name: [] for name in around}
+    own: list[Tensor] = []
+    change: Tensor | None = None
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            outputs[name].append(_first(out))
+
+        return hook
+
+    def moved(module: nn.Module, args: Any, out: Tensor) -> Tensor | None:
+        own.append(out)
+        return None if change is None else out + change
+
+    handles = [layer.register_forward_hook(moved)]
+    handles += [model.get_submodule(name).register_forward_hook(note(name)) for name in around]
+    last = model.get_submodule(around[-1]).register_forward_hook(_stop)
+    try:
+        _run_to(run, batch, last)
+        size = own[0].abs().mean()
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, own[0].shape[-1:], generator=generator) * 2.0 - 1
+        change = (size * signs).to(own[0])
+        last = model.get_submodule(around[-1]).register_forward_hook(_stop)
+        _run_to(run, batch, last)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in around:
+        if len(outputs[name]) != 2 or len(own) != 2:
+            continue  # called several times, or not at all
+        before, after = outputs[name]
+        if not isinstance(before, Tensor) or before.shape != own[0].shape:
+            continue
+        factors = ((after - before) / change).flatten(0, -2)
+        factor = factors.mean(0)
+        if not (factors - factor).abs().max() <= 1e-2 * factor.abs().max():
+            return None
+        bypass = before - own[0] * factor
+        if bypass.abs().max() > 1e-3 * before.abs().max():
+            return Sum(name, factor)
+    return None
+
+
+class _Seen(NamedTuple):
+    """What a network has at a layer.
+
+    Attributes:
+        input: What the layer reads.
+        output: What it gives.
+        bypass: What is added to it; None without a sum.
+    """
+
+    input: Tensor
+    output: Tensor
+    bypass: Tensor | None
+
+
+def _seen(
+    model: nn.Module, run: Callable[[Any], Any], batch: Any, layer: nn.Module, bypassed: Sum | None
+) -> _Seen:
+    """Run a network as far as needed."""
+    seen: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        seen.update(input=args[0], output=out)
+        if bypassed is None:
+            raise _Enough
+
+    def note_sum(module: nn.Module, args: Any, out: Any) -> None:
+        seen['sum'] = _first(out)
+        raise _Enough
+
+    handle = layer.register_forward_hook(note)
+    if bypassed is None:
+        _run_to(run, batch, handle)
+        return _Seen(**seen, bypass=None)
+    try:
+        owner = model.get_submodule(bypassed.module)
+        _run_to(run, batch, owner.register_forward_hook(note_sum))
+    finally:
+        handle.remove()
+    total = seen.pop('sum')
+    return _Seen(**seen, bypass=total - seen['output'] * bypassed.factor)
+
+
+def _first(out: Any) -> Any:
+    """The first of several outputs, as Hugging Face's layers have."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _stop(module: nn.Module, args: Any, out: Any) -> None:
+    raise _Enough
 
 
 def _run_to(run: Callable[[Any], Any], batch: Any, hook: RemovableHandle) -> None:

@@ -64,8 +64,7 @@ def test_a_budget_is_met_to_the_last_element_and_keeps_more_than_magnitude(name,
             if size < unit.sizes[kind]:  # no single element more would fit
                 own = {**structure.sizes[unit.name], kind: size + 1}
                 assert costs.of({**structure.sizes, unit.name: own})[what] > wanted
-    # Inputs are not among the kinds that it prunes unless asked to.
-    assert all('inputs' not in own for own in structure.sizes.values())
+    assert {kind for own in structure.sizes.values() for kind in own} == set(OBS.budget_kinds)
     prune(
         plain, images, 'magnitude', sizes=structure.sizes, forward=lambda x: zoo.outputs(plain, x)
     )

@@ -2,9 +2,9 @@
 
 Prunes a classifier with each method, to equal cost, and reports its accuracy on images that no
 method has seen. Results go to a JSON file, row by row; started again, it goes on where it was.
-Rows of the closed form share one calibration and its cost curves for each seed; their seconds are
-given as those of what is shared and those of the row. Times are of the processor, all cores
-together.
+Rows of the closed form share one calibration and its cost curves for each seed, which are kept in
+``work_dirs/bench``; their seconds are given as those of what is shared and those of the row. Times
+are of the processor, all cores together.
 
     python tools/benchmarks/small_without_training.py configs/mcf/deit-tiny_imagenet-samples.py \\
         checkpoints/deit_tiny_in1k.safetensors --cfg-options \\
@@ -80,9 +80,10 @@ def methods(budget: str) -> dict[str, dict[str, Any]]:
             name = 'all but inputs' if kinds == ALL[:-1] else ' + '.join(kinds)
             name = 'all dimensions' if kinds == ALL else name
             rows[f'{name}, {curves}'] = dict(curves=curves, budget=budget, kinds=kinds)
-    rows['all but inputs, measured, sequential'] = dict(
-        curves='measured', budget=budget, kinds=ALL[:-1], compensation='sequential'
-    )
+    if budget == MCF_BUDGET:
+        rows['all dimensions, measured, sequential'] = dict(
+            curves='measured', budget=budget, kinds=ALL, compensation='sequential'
+        )
     return rows
 
 
@@ -176,16 +177,17 @@ class Bench:
 
     def loader(self, seed: int) -> Any:
         """Calibration images, in batches that leave room for gradients."""
-        loader = calibration_loader(self.cfg, self.args.images, seed, 16)
         if self.args.split:
             return list(calibration_loader(self.cfg, self.args.images, 0, 16))[::2]
-        return loader
+        return calibration_loader(self.cfg, self.args.images, seed, 16)
 
     def dense_row(self) -> dict:
         return self.measured(self.dense, 0.0)
 
     def row(self, arguments: dict[str, Any], seed: int, key: str) -> dict:
         model, loader = copy.deepcopy(self.dense), self.loader(seed)
+        if arguments.get('compensation') == 'sequential':
+            loader = list(loader)  # which goes over them once for each layer
         arguments, shared = dict(arguments), 0.0
         if 'curves' in arguments:
             shared = self.statistics(seed).seconds
@@ -203,6 +205,7 @@ class Bench:
             state = Path('work_dirs/bench') / (re.sub(r'\W+', '_', key) + '.pt')
             state.parent.mkdir(parents=True, exist_ok=True)
             start = time.process_time()
+            loader = calibration_loader(self.cfg, self.args.images, seed, 16)
             healed = heal_model(model, self.dense, self.cfg, loader, settings, state)
             minutes = (time.process_time() - start) / 60
             state.unlink(missing_ok=True)
@@ -215,6 +218,10 @@ class Bench:
 
     def statistics(self, seed: int) -> Statistics:
         """Moments and cost curves of all kinds, made once for each seed."""
+        label = re.sub(r'\W+', '_', f'{self.args.images} {self.args.label or ""} seed {seed}')
+        file = Path('work_dirs/bench') / f'statistics_{label}.pt'
+        if seed not in self._statistics and file.is_file():
+            self._statistics = {seed: torch.load(file, weights_only=False)}
         if seed not in self._statistics:
             start = time.process_time()
             model, criterion = copy.deepcopy(self.dense), OBS()
@@ -224,6 +231,8 @@ class Bench:
             predicted = OBS().predict_curves(units, units.sizes, seen)
             seconds = round(time.process_time() - start, 1)
             self._statistics = {seed: Statistics(seen, predicted, measured, seconds)}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self._statistics[seed], file)
         return self._statistics[seed]
 
     def prune(self, model: nn.Module, loader: Any, arguments: dict[str, Any], seed: int) -> None:

@@ -61,7 +61,7 @@ class OBS(Criterion):
         ValueError: An argument is none of these.
     """
 
-    budget_kinds = frozenset(('heads', 'qk', 'v', 'hidden'))
+    budget_kinds = frozenset(('heads', 'qk', 'v', 'inputs', 'hidden'))
     #: Fewer channels than these say little and compute slowly (ours).
     floors: Mapping[str, int] = {**FLOORS, 'qk': 8, 'v': 8, 'hidden': 16, 'inputs': 16}
     labels = 'sampled'
