@@ -106,7 +106,7 @@ def solve_sequentially(
         CalibrationError: There are no images, or values are not finite.
         ValueError: ``batches`` can be iterated over only once.
     """
-    check_batches(batches)
+    check_batches(batches, given=not shared)  # another process may have all of few images
     units = find_units(model).by_name
     with replaced(model, dense):
         full = find_units(model).by_name
