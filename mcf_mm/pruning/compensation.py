@@ -83,10 +83,15 @@ def compensate(units: Iterable[Unit], structure: Structure, seen: Seen, kind: st
             kept = _read(unit, place, structure)
             if kept is None or len(kept) == linear.in_features:
                 continue  # all of them
-            if kind in SOLVED and seen.has(MomentObserver, unit, place):
-                new = _solve(linear, kept, seen.moments(unit, place), unit.name)
+            moments = None
+            if seen.has(MomentObserver, unit, place):
+                moments = seen.moments(unit, place)
+            if kind in SOLVED and moments is not None:
+                new = _solve(linear, kept, moments, unit.name)
             else:
-                new = _fold(linear, kept, seen[unit, place], kind, unit.name)
+                # What the criterion has gathered is in the basis that it has turned to.
+                known = seen[unit, place] if moments is None else moments
+                new = _fold(linear, kept, known, kind, unit.name)
             folded.append((linear, *new))
     for linear, weight, bias in folded:
         linear.weight.data.copy_(weight)
@@ -137,7 +142,7 @@ def _read(unit: Unit, place: str, structure: Structure) -> Tensor | None:
 
 @torch.no_grad()
 def _fold(
-    linear: nn.Linear, kept: Tensor, activations: Activations, kind: str, name: str
+    linear: nn.Linear, kept: Tensor, activations: Activations | Moments, kind: str, name: str
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias that make up for what is not kept."""
     weight = linear.weight.data.double()

@@ -40,10 +40,14 @@ class Moments:
     halves: 'tuple[Moments, Moments] | None' = None
 
     @property
+    def mean(self) -> Tensor:
+        """Mean of the inputs, ``(I,)``."""
+        return self.second[:-1, -1]
+
+    @property
     def covariance(self) -> Tensor:
         """Centred second moments of the inputs, ``(I, I)``."""
-        mean = self.second[:-1, -1]
-        return self.second[:-1, :-1] - torch.outer(mean, mean)
+        return self.second[:-1, :-1] - torch.outer(self.mean, self.mean)
 
 
 def sample_tokens(values: Tensor, counted: Tensor | None) -> tuple[Tensor | None, Tensor]:
