@@ -136,7 +136,7 @@ def prune(
             )
     warn_few_tokens(units, policy, seen)
     if budget is not None:
-        if not observers or not passing.first:
+        if curves is None and not passing.first:
             passing.keep()  # what was seen comes from an earlier calibration
         told = partial(progress, 'measuring cuts') if progress else None
         probe = Probe(model, passing.first, forward, compensation, told)
