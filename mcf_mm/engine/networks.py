@@ -104,6 +104,19 @@ def model_latency(
     return latency
 
 
+def check_latency_shape(latency: Latency, shape: tuple[int, int], source: str) -> None:
+    """Check that times are of the images of a config, where they say of which they are.
+
+    Raises:
+        ValueError: They are of another size.
+    """
+    found = latency.facts.get('shape', list(shape))
+    if list(found) != list(shape):
+        raise ValueError(
+            f'{source} has times of images of {found}, the config has {list(shape)}: measure again'
+        )
+
+
 def pruned_network(config: Config, model: nn.Module, ratio: float | None = None):
     """The network that the pruning hook of a config will leave; its weights mean nothing.
 

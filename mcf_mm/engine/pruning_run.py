@@ -12,7 +12,13 @@ from mcf_mm.engine.calibration_data import calibration_loader, tensor_forward
 from mcf_mm.engine.config import input_shape
 from mcf_mm.engine.heal import check_heal_model, heal_run
 from mcf_mm.engine.hooks.teacher_hook import TeacherHook
-from mcf_mm.engine.networks import averages, cut_networks, model_costs, unwrapped
+from mcf_mm.engine.networks import (
+    averages,
+    check_latency_shape,
+    cut_networks,
+    model_costs,
+    unwrapped,
+)
 from mcf_mm.engine.resume import check_settings, plain_settings
 from mcf_mm.engine.runner import require_supported_parallelism
 from mcf_mm.pruning import (
@@ -185,6 +191,7 @@ class PruningRun:
             # Of the machine that the small network is for, which need not be this one.
             self.costs.latency = read_latency(self.latency, device=None)
             self.costs.latency.check(units, self.latency)
+            check_latency_shape(self.costs.latency, input_shape(cfg), self.latency)
         kinds = open_policy(
             units, self.costs, self.budget, self.kinds, self.criterion, self.multiple
         )
