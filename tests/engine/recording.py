@@ -40,7 +40,8 @@ class RecordHook(Hook):
         self.masks = []
 
     def after_train_epoch(self, runner):
-        sparse = find_hook(runner, MCFPruningHook).pruning.sparse
+        hook = find_hook(runner, MCFPruningHook)
+        sparse = hook.pruning.sparse if hook else {}
         self.masks.append({name: (ffn.mask1, ffn.mask2) for name, ffn in sparse.items()})
 
     def after_train(self, runner):
