@@ -1,4 +1,4 @@
-"""tools/prune.py to a budget: the cost that was promised, and files that spare work the next time."""
+"""tools/prune.py to a budget: the promised cost, and files that spare work the next time."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a budget leaves of a classifier, unequal in each layer, goes into detectors as a backbone."""
+"""What a budget leaves of a classifier, other sizes in each layer, is a backbone of detectors."""
 
 from pathlib import Path
 
