@@ -4,13 +4,14 @@ import copy
 
 import numpy as np
 import pytest
+import timm
 import torch
 import zoo
-from networks import Network
+from networks import Mlp, Network
 from torch import nn
 
 from mcf_mm.pruning import CalibrationError, Structure, cut, find_units, prune
-from mcf_mm.pruning.sequential import RIDGE, copies, replaced, solve_sequentially
+from mcf_mm.pruning.sequential import RIDGE, copies, find_sum, replaced, solve_sequentially
 
 
 def error(model, dense, batches, run=lambda model, x: model(x)):
@@ -55,12 +56,15 @@ def test_each_layer_is_that_of_a_plain_least_squares_after_those_before_it(batch
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     for old, new in zip(dense.blocks, naive.blocks, strict=True):
         for name, rows in (('fc1', hidden), ('fc2', slice(None))):
-            _, y = values(dense, getattr(old.mlp, name), batches)
+            y = values(dense, getattr(old.mlp, name), batches)[1]
             layer = getattr(new.mlp, name)
             x, _ = values(naive, layer, batches)
-            x = x[:, inputs.numpy()] if name == 'fc1' else x
+            if name == 'fc1':
+                x, y = x[:, inputs.numpy()], y[:, rows]
+            else:  # what bypasses the layer has drifted, and the sum is to be right
+                y = y + values(dense, old, batches)[0] - values(naive, new, batches)[0]
             weight = np.c_[layer.weight.detach().numpy(), layer.bias.detach().numpy()]
-            solved = torch.from_numpy(ridge_to(weight, x, y[:, rows]))
+            solved = torch.from_numpy(ridge_to(weight, x, y))
             layer.weight.data.copy_(solved[:, :-1])
             layer.bias.data.copy_(solved[:, -1])
     for (name, found), expected in zip(model.named_parameters(), naive.parameters(), strict=True):
@@ -127,3 +131,57 @@ def test_no_images_once_images_and_layers_without_bias_are_refused(network, batc
     ):
         prune(network, batches, 'magnitude', dict(hidden=0.5), compensation='sequential')
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def sum_of(model, x, unit, place):
+    return find_sum(
+        model, lambda x: zoo.outputs(model, x), x, unit.name, dict(unit.consumers())[place]
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'path'),
+    [
+        ('timm ViT', 'blocks.0'),
+        ('mmpretrain VisionTransformer', 'backbone.layers.0.ffn'),
+        ('mmpretrain SwinTransformer', 'backbone.stages.0.blocks.0.ffn'),
+    ],
+)
+def test_the_module_that_adds_is_found(name, path):
+    model, x = zoo.network(name), zoo.images(name)
+    found = sum_of(model, x, find_units(model).ffns[0], 'hidden')
+    assert found.module.endswith(path.removeprefix('backbone.'))
+    torch.testing.assert_close(found.factor, torch.ones_like(found.factor), atol=1e-3, rtol=0)
+    # The FFN comes before the module ends, so the output of attention is not in its sum as it is.
+    attention = next(unit for unit in find_units(model) if 'heads' in unit.kinds)
+    assert sum_of(model, x, attention, 'v') is None
+
+
+def test_layer_scale_is_the_factor():
+    torch.manual_seed(0)
+    model = timm.models.VisionTransformer(
+        32, 8, embed_dim=16, depth=2, num_heads=2, num_classes=5, init_values=0.1
+    ).eval()
+    model.blocks[1].ls2.gamma.data.uniform_(-1, 1)
+    model.blocks[1].ls2.gamma.data[3] = 0
+    unit, x = find_units(model).by_name['blocks.1.mlp'], torch.randn(2, 3, 32, 32)
+    found = sum_of(model, x, unit, 'hidden')
+    assert found.module == 'blocks.1'
+    torch.testing.assert_close(found.factor, model.blocks[1].ls2.gamma.data, atol=1e-3, rtol=1e-3)
+    assert found.inverse[3] == 0 and found.inverse.isfinite().all()
+
+
+def test_before_a_norm_there_is_no_sum_to_be_made_right():
+    class AfterNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mlp, self.norm = Mlp(12, 20), nn.LayerNorm(12)
+
+        def forward(self, x):
+            return self.norm(x + self.mlp(x))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(AfterNorm(), AfterNorm())
+    x = torch.randn(2, 4, 12)
+    unit = find_units(model).ffns[1]
+    assert find_sum(model, model, x, unit.name, unit.module.fc2) is None
