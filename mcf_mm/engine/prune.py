@@ -103,6 +103,9 @@ def prune_checkpoint(
     compensation = criterion.compensation if compensation is None else compensation
     check_last_step(last_step, compensation)
     check_heal_step(last_step, heal)
+    check_curves(curves, budget, criterion)
+    if latency is not None and (budget is None or budget_kind(budget) != 'latency'):
+        raise ValueError(f'latency={latency} is for a budget of latency, got budget={budget}')
     state_file = Path(out_dir) / HEAL_STATE
     if heal is not None:
         Healing.of(heal)
@@ -116,9 +119,6 @@ def prune_checkpoint(
     else:
         costs = _costs(model, shape, budget, latency, latency_batch)
         policy = open_policy(units, costs, budget, kinds, criterion, multiple)
-    check_curves(curves, budget, criterion)
-    if latency is not None and (costs is None or costs.latency is None):
-        raise ValueError(f'latency={latency} is for a budget of latency, got budget={budget}')
     load_weights(model, checkpoint)
     # Gradients keep the activations of a batch.
     felt = any(observer.needs_gradients for observer in criterion.observers(units, policy))
@@ -153,7 +153,14 @@ def prune_checkpoint(
         if Path(curves).exists():
             known, seen = read_statistics(curves, model)
             known.check(units, str(curves))
-            print(f'cost curves and moments from {curves}: no image is read for them')
+            made = known.facts.get('curves')
+            asked = isinstance(criterion_settings, Mapping) and criterion_settings.get('allocation')
+            if asked and asked != made:
+                raise ValueError(
+                    f'{curves} has {made} cost curves, and allocation={asked!r} is asked for: name '
+                    'another file'
+                )
+            print(f'{made} cost curves and moments from {curves}: no image is read for them')
     with steps_bar() as progress:
         structure = prune(
             model,

@@ -103,38 +103,39 @@ def removal_order(
     order, costs = [], []
     while len(alive) > 1:
         # What has gone is taken out of the matrices, so that they become smaller and smaller.
-        rows, columns, scales = [], [], []
+        past = inverse.new_empty(panel, len(alive))  # rows that went out of H^-1
+        columns, scales = weight.new_empty(panel, len(weight)), weight.new_empty(panel)
         energy = ((metric @ weight) * weight).sum(0)
         diagonal = inverse.diagonal().clone()
         gone = torch.zeros(len(alive), dtype=torch.bool, device=alive.device)
         gone[-1] = True  # the constant cannot go
-        for _ in range(min(panel, len(alive) - 1)):
+        steps = min(panel, len(alive) - 1)
+        for m in range(steps):
             cost = (energy / diagonal).masked_fill(gone, torch.inf)
             j = int(cost.argmin())
             order.append(int(alive[j]))
             costs.append(float(cost[j]))
             h, w = inverse[:, j], weight[:, j]
-            if rows:
-                past = torch.stack(rows)  # (m, I)
-                h = h - past.T @ (past[:, j] / torch.stack(scales))
-                w = w - torch.stack(columns).T @ (past[:, j] / torch.stack(scales))
+            if m:
+                before = past[:m, j] / scales[:m]
+                h = h - past[:m].T @ before
+                w = w - columns[:m].T @ before
             pivot = h[j].clone()
             share = h / pivot
             felt = metric @ w
             cross = weight.T @ felt
-            if rows:
-                cross = cross - past.T @ (torch.stack(columns) @ felt / torch.stack(scales))
+            if m:
+                cross = cross - past[:m].T @ (columns[:m] @ felt / scales[:m])
             energy = energy - 2 * share * cross + share.square() * (w @ felt)
             diagonal = diagonal - h.square() / pivot
-            rows.append(h)
-            columns.append(w)
-            scales.append(pivot)
+            past[m], columns[m], scales[m] = h, w, pivot
             gone[j] = True
-        past, scale = torch.stack(rows), torch.stack(scales)
+        past, columns = past[:steps], columns[:steps]
+        shares = past / scales[:steps, None]
         stays = ~gone
         stays[-1] = True
-        weight = (weight - torch.stack(columns).T @ (past / scale[:, None]))[:, stays]
-        inverse = (inverse - past.T @ (past / scale[:, None]))[stays][:, stays]
+        weight = (weight - columns.T @ shares)[:, stays]
+        inverse = (inverse - past.T @ shares)[stays][:, stays]
         alive = alive[stays]
         if look is not None:
             look(number + 1 - len(alive), alive, weight)

@@ -16,7 +16,7 @@ from mcf_mm.weights.checkpoint import read_state_dict
 SHAPE = (32, 32)
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
 #: What a budget prunes unless told otherwise.
-KINDS = ('heads', 'qk', 'v', 'hidden')
+KINDS = ('heads', 'qk', 'v', 'inputs', 'hidden')
 
 
 def widened(cfg: Config) -> Config:

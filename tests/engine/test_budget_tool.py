@@ -140,7 +140,10 @@ def test_curves_that_do_not_fit_are_refused_by_name(cfg, dense, tmp_path):
     budget, curves = ['--budget', 'params=80%'], tmp_path / 'curves.json'
     done(tmp_path, 'first', *budget, '--dims', 'hidden,v', '--curves', curves)
     message = refused(tmp_path, *budget, '--curves', curves)
-    assert "no cost curves of ['heads', 'qk'], only of ['hidden', 'v']" in message
+    assert "no cost curves of ['heads', 'inputs', 'qk'], only of ['hidden', 'v']" in message
+    options = ['--dims', 'hidden,v', '--curves', curves, '--allocation', 'predicted']
+    message = refused(tmp_path, *budget, *options)
+    assert f"{curves} has measured cost curves, and allocation='predicted' is asked" in message
     for options, expected in (
         (['--curves', curves], '--curves are for a --budget: give one'),
         ([*budget, '--curves', tmp_path / 'curves.txt'], 'curves must be a .json file, got'),

@@ -147,7 +147,7 @@ def test_the_metric_must_be_one_that_there_is():
         ),
         (
             dict(budget='macs=80%', curves=Curves({'blocks.0.mlp': dict(hidden=[0.0, 1.0])})),
-            r"no cost curves of \['heads', 'qk', 'v'\], only of \['hidden'\]",
+            r"no cost curves of \['heads', 'inputs', 'qk', 'v'\], only of \['hidden'\]",
         ),
         (
             dict(

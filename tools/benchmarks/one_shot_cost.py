@@ -1,6 +1,11 @@
 """What one-shot pruning costs beside the plain forward pass of its calibration images.
 
-python tools/benchmarks/one_shot_cost.py --model deit_small_patch16_224 --images 1024
+    python tools/benchmarks/one_shot_cost.py --model deit_small_patch16_224 --images 1024
+    python tools/benchmarks/one_shot_cost.py --budget macs=60% --metric plain
+    python tools/benchmarks/one_shot_cost.py --budget macs=60% --metric fisher
+
+With a budget it is the closed form, over hidden units, query/key and value channels and heads, with
+predicted cost curves.
 """
 
 import argparse
@@ -22,7 +27,10 @@ def main() -> None:
     parser.add_argument('--model', default='deit_small_patch16_224', help='name in timm')
     parser.add_argument('--images', type=int, default=1024)
     parser.add_argument('--batch', type=int, default=32)
-    parser.add_argument('--compensation', choices=COMPENSATIONS, default='none')
+    parser.add_argument('--compensation', choices=COMPENSATIONS, help="default: the criterion's")
+    parser.add_argument('--budget', help='such as macs=60%%; default: MCF, p = 0.4')
+    parser.add_argument('--metric', choices=('plain', 'fisher'), default='plain')
+    parser.add_argument('--dims', default='hidden,v,qk,heads', help='what a budget may prune')
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -41,7 +49,12 @@ def main() -> None:
             model(images)
 
     def pruned() -> None:
-        prune(copy.deepcopy(model), batches(), compensation=args.compensation)
+        arguments = dict(compensation=args.compensation)
+        if args.budget is not None:
+            criterion = dict(type='obs', metric=args.metric, allocation='predicted')
+            kinds = args.dims.split(',')
+            arguments |= dict(criterion=criterion, budget=args.budget, kinds=kinds)
+        prune(copy.deepcopy(model), batches(), **arguments)
 
     # Processor time, all threads together: it hardly minds what else the machine does.
     seconds = {}
