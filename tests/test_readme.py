@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,9 @@ def test_the_tests_of_a_promise_exist(promise):
         names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
         assert any(other.startswith('test_') for other in names)
         assert not name or name in names, test
+
+
+def test_tables_are_as_the_files_of_results_say():
+    tool = ROOT / 'tools' / 'benchmarks' / 'tables.py'
+    done = subprocess.run([sys.executable, tool, '--check'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
