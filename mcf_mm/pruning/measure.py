@@ -27,7 +27,8 @@ class Probe:
         batches: A few batches of images.
         forward: Runs the network on one batch. Defaults to ``model`` itself.
         compensation: See :func:`~mcf_mm.pruning.compensation.compensate`.
-        progress: Called with the number of measurements that are done and of all. Defaults to None.
+        progress: Called with what is being done, how much of it is done and how much there is.
+            Defaults to None.
     """
 
     def __init__(
@@ -36,11 +37,11 @@ class Probe:
         batches: Sequence[Any],
         forward: Callable[[Any], Any] | None = None,
         compensation: str = 'least_squares',
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
     ):
         self.model, self.batches = model, batches
         self.forward, self.compensation = forward or model, compensation
-        self.progress = progress or (lambda done, number: None)
+        self.progress = progress or (lambda name, done, number: None)
         self.wanted: Tensor | None = None
 
     @property

@@ -83,7 +83,7 @@ def prune(
             what the first image of the first batch costs.
         seen: What an earlier calibration of this network found, instead of ``batches``.
         progress: Called with what is being done, how much of it is done and how much there is,
-            while cuts are measured and layers solved anew.
+            while cost curves are computed, cuts measured and layers solved anew.
 
     Returns:
         What was kept.
@@ -138,8 +138,7 @@ def prune(
     if budget is not None:
         if curves is None and not passing.first:
             passing.keep()  # what was seen comes from an earlier calibration
-        told = partial(progress, 'measuring cuts') if progress else None
-        probe = Probe(model, passing.first, forward, compensation, told)
+        probe = Probe(model, passing.first, forward, compensation, progress)
         policy = criterion.plan(units, policy, seen, costs, budget, curves, probe)
     seen = criterion.turn(units, policy, seen)
     structure = criterion.select(units, policy, seen)

@@ -177,8 +177,15 @@ def test_sizes_are_those_of_the_measured_curves(model, images):
         budget=BUDGET,
         progress=lambda name, done, number: told.append((name, done, number)),
     )
-    number = len(SHARES) * criterion.curves.number
-    assert told == [('measuring cuts', done + 1, number) for done in range(number)]
+    steps = [
+        (name, done + 1, number)
+        for name, number in (
+            ('computing cost curves', criterion.curves.number),
+            ('measuring cuts', len(SHARES) * criterion.curves.number),
+        )
+        for done in range(number)
+    ]
+    assert told == steps
     # From its own curves, without measuring anything.
     again = copy.deepcopy(dense)
     arguments = dict(curves=criterion.curves, costs=costs, budget=BUDGET)

@@ -139,7 +139,11 @@ class OBS(Criterion):
         self._costs[key] = order.cost if judged is None else judged
 
     def predict_curves(
-        self, units: Sequence[Unit], kinds: Mapping[str, Iterable[str]], seen: Seen
+        self,
+        units: Sequence[Unit],
+        kinds: Mapping[str, Iterable[str]],
+        seen: Seen,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> Curves:
         """Predict from moments and metric what each size costs, without running the network.
 
@@ -147,8 +151,19 @@ class OBS(Criterion):
             units: Units of the dense network.
             kinds: Kinds that may be pruned, by unit.
             seen: What the observers saw.
+            progress: Called with what is being done, how much of it is done and how much there is.
+                Defaults to None.
         """
-        return self._curves(units, kinds, lambda unit, kind: self.cost(unit, kind, seen))
+        number = sum(len(list(kinds.get(unit.name, ()))) for unit in units)
+        done = count(1)
+
+        def cost(unit: Unit, kind: str) -> Tensor:
+            own = self.cost(unit, kind, seen)
+            if progress is not None:
+                progress('computing cost curves', next(done), number)
+            return own
+
+        return self._curves(units, kinds, cost)
 
     def _curves(
         self,
@@ -174,7 +189,7 @@ class OBS(Criterion):
     ) -> dict[str, dict[str, int]]:
         """The sizes that lose least within a budget, by cost curves."""
         if curves is None:
-            curves = self.predict_curves(units, kinds, seen)
+            curves = self.predict_curves(units, kinds, seen, probe and probe.progress)
             measured = self.allocation == 'measured'
             if measured and (probe is None or not probe.can_measure):
                 warnings.warn(
@@ -189,7 +204,7 @@ class OBS(Criterion):
 
                 def measure(sizes: Sizes) -> float:
                     loss = probe.loss(sizes, self, seen)
-                    probe.progress(next(done), number)
+                    probe.progress('measuring cuts', next(done), number)
                     return loss
 
                 fitted = self._curves(
