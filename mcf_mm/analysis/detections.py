@@ -13,9 +13,9 @@ from mmengine.config import Config
 from torch import nn
 
 from mcf_mm.datasets.loading import LoadImageFromFile
+from mcf_mm.files import whole_file
 from mcf_mm.registry import split_type
 from mcf_mm.weights.checkpoint import check_loaded, dataset_meta, readable
-from mcf_mm.weights.files import whole_file
 
 #: Height of the line of text above a picture, in pixels.
 CAPTION = 28

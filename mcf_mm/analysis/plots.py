@@ -15,8 +15,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mcf_mm.analysis.complexity import Complexity
+from mcf_mm.files import whole_file
 from mcf_mm.pruning import FFN, Attention, Sizes
-from mcf_mm.weights.files import whole_file
 
 if TYPE_CHECKING:  # a pruned classifier needs no mmdet
     from mmdet.structures import DetDataSample

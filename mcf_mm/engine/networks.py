@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def model_latency(
             raise ValueError(
                 f'{path} has times of {found}, and {wanted} are asked for: name another file'
             )
+        print(f'times from {path}: {latency.facts["device"]}, {latency.facts["threads"]} threads')
         return latency
     arguments = tensor_arguments(model, shape)
     images = torch.zeros(batch, num_channels(model), *shape, device=device)
@@ -110,8 +112,14 @@ def check_latency_shape(latency: Latency, shape: tuple[int, int], source: str) -
     Raises:
         ValueError: They are of another size.
     """
-    found = latency.facts.get('shape', list(shape))
-    if list(found) != list(shape):
+    found = latency.facts.get('shape')
+    if found is None:
+        warnings.warn(
+            f'{source} does not say of which size of image its times are, the config has '
+            f'{list(shape)}',
+            stacklevel=2,
+        )
+    elif list(found) != list(shape):
         raise ValueError(
             f'{source} has times of images of {found}, the config has {list(shape)}: measure again'
         )

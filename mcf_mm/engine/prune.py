@@ -25,11 +25,23 @@ from mcf_mm.engine.calibration_data import (
 from mcf_mm.engine.config import input_shape
 from mcf_mm.engine.heal import check_heal_model, check_heal_step, heal_model
 from mcf_mm.engine.networks import build_model, model_costs, model_latency
-from mcf_mm.pruning import MCF, Costs, Criterion, Healing, Sizes, build_criterion, calibrate, prune
+from mcf_mm.pruning import (
+    MCF,
+    Costs,
+    Criterion,
+    Healing,
+    Seen,
+    Sizes,
+    build_criterion,
+    calibrate,
+    prune,
+)
 from mcf_mm.pruning.budget import Budget, budget_kind
 from mcf_mm.pruning.criteria.obs import OBS
 from mcf_mm.pruning.criteria.regular import check_last_step, held_masks, hold
+from mcf_mm.pruning.curves import Curves
 from mcf_mm.pruning.prune import Ratios, open_policy, require_units, resolve_policy
+from mcf_mm.pruning.structure import check_whole
 from mcf_mm.weights.checkpoint import load_weights
 from mcf_mm.weights.slim_config import write_slim
 from mcf_mm.weights.statistics import (
@@ -39,6 +51,10 @@ from mcf_mm.weights.statistics import (
     write_statistics,
 )
 
+#: Which images a file of cost curves was made of, and so a network that is cut by it.
+_IMAGES = ('num_images', 'seed')
+#: Settings of the criterion that a file of cost curves is bound to, and their names there.
+_SETTINGS = {'allocation': 'curves', 'metric': 'metric'}
 #: In the output folder while a network is being healed.
 HEAL_STATE = 'heal_state.pt'
 
@@ -104,8 +120,14 @@ def prune_checkpoint(
     check_last_step(last_step, compensation)
     check_heal_step(last_step, heal)
     check_curves(curves, budget, criterion)
-    if latency is not None and (budget is None or budget_kind(budget) != 'latency'):
-        raise ValueError(f'latency={latency} is for a budget of latency, got budget={budget}')
+    check_whole('latency_batch', latency_batch, 1)
+    if budget is None or budget_kind(budget) != 'latency':
+        for name, value, default in (
+            ('latency', latency, None),
+            ('latency_batch', latency_batch, 1),
+        ):
+            if value != default:
+                raise ValueError(f'{name}={value} is for a budget of latency, got budget={budget}')
     state_file = Path(out_dir) / HEAL_STATE
     if heal is not None:
         Healing.of(heal)
@@ -135,6 +157,7 @@ def prune_checkpoint(
     )
     if budget is not None:
         facts['budget'] = budget if isinstance(budget, str) else dict(budget)
+        facts['curves'] = None if curves is None else str(curves)
         facts['latency'] = None if costs.latency is None else costs.latency.facts
     if isinstance(ratios, Mapping):
         facts['ratios'] = dict(ratios)
@@ -147,20 +170,10 @@ def prune_checkpoint(
         check_heal_model(model, cfg, loader, heal, state_file)
         dense = copy.deepcopy(model)
     forward, loss = forward_and_loss(model, criterion.observers(units, policy))
-    known, seen, network = None, None, None
-    if curves is not None:
-        network = fingerprint(model)
-        if Path(curves).exists():
-            known, seen = read_statistics(curves, model)
-            known.check(units, str(curves))
-            made = known.facts.get('curves')
-            asked = isinstance(criterion_settings, Mapping) and criterion_settings.get('allocation')
-            if asked and asked != made:
-                raise ValueError(
-                    f'{curves} has {made} cost curves, and allocation={asked!r} is asked for: name '
-                    'another file'
-                )
-            print(f'{made} cost curves and moments from {curves}: no image is read for them')
+    network = None if curves is None else fingerprint(model)
+    known, seen = _known(curves, model, criterion, criterion_settings)
+    if known is not None:
+        facts |= {key: known.facts.get(key) for key in _IMAGES}
     with steps_bar() as progress:
         structure = prune(
             model,
@@ -179,7 +192,8 @@ def prune_checkpoint(
             progress=progress,
         )
     if curves is not None and known is None:
-        made = dict(origin=str(checkpoint), num_images=len(loader.dataset), seed=seed)
+        made = {'origin': str(checkpoint), 'metric': criterion.metric}
+        made |= {key: facts[key] for key in _IMAGES}
         criterion.curves.facts.update(made)
         write_statistics(curves, criterion.curves, criterion.seen, network)
         print(f'wrote {curves} and {statistics_path(curves)}')
@@ -225,6 +239,32 @@ def check_curves(curves: str | Path | None, budget: Budget | None, criterion: Cr
         raise ValueError(f"curves are of the criterion 'obs', got {type(criterion).__name__}")
     if Path(curves).suffix != '.json':
         raise ValueError(f'curves must be a .json file, got {curves}')
+
+
+def _known(
+    path: str | Path | None, model: nn.Module, criterion: Criterion, settings: Any
+) -> tuple[Curves | None, Seen | None]:
+    """What a file of cost curves has, where there is one already.
+
+    Raises:
+        ValueError: It was made otherwise than ``settings`` of the criterion ask for.
+    """
+    if path is None or not Path(path).exists():
+        return None, None
+    curves, seen = read_statistics(path, model)
+    curves.check(require_units(model), str(path))
+    made = {name: curves.facts.get(key) for name, key in _SETTINGS.items()}
+    asked = {'metric': criterion.metric}
+    if isinstance(settings, Mapping):  # 'measured' may have ended as 'predicted': only if named
+        asked |= {name: settings[name] for name in _SETTINGS if name in settings}
+    for name, value in asked.items():
+        if value != made[name]:
+            raise ValueError(
+                f'{path} was made with {name}={made[name]!r}, and {value!r} is asked for: name '
+                'another file'
+            )
+    print(f'{made["allocation"]} cost curves and moments from {path}: no image is read for them')
+    return curves, seen
 
 
 class FirstShown:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -59,11 +58,10 @@ class Unit:
     """
 
     kinds: tuple[str, ...] = ()
-    missing: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, name: str, module: nn.Module):
-        self.name = name
-        self.module = module
+        self.name, self.module = name, module
+        self.missing: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.name!r}, {self.sizes})'

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcf_mm.files import whole_file
 from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.structure import Sizes, check_whole
 from mcf_mm.pruning.units import Unit, Units
@@ -26,7 +27,6 @@ from mcf_mm.search.timing import (
     record_calls,
     run_calls,
 )
-from mcf_mm.weights.files import whole_file
 
 #: Grid points by kind. Each combination of a unit is measured.
 POINTS = {'inputs': 4, 'hidden': 5, 'heads': 3, 'qk': 4, 'v': 4}

@@ -13,7 +13,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 import mcf_mm
-from mcf_mm.weights.files import whole_file
+from mcf_mm.files import whole_file
 
 #: Largest difference between ONNX Runtime and torch; a file with more is not written.
 TOLERANCE = 1e-3

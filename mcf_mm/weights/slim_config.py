@@ -8,10 +8,11 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
+from mcf_mm.files import whole_file
 from mcf_mm.pruning import Unit, Units, find_units
 from mcf_mm.registry import split_type
 from mcf_mm.weights.check import check_finite
-from mcf_mm.weights.files import save_state_dict, whole_file
+from mcf_mm.weights.files import save_state_dict
 
 #: Backbones whose pruned form has a class that takes sizes, and that class. mmpretrain's T2T_ViT is
 #: none of them: SlimT2T_ViT computes the published function, which is another one.

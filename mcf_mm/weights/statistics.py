@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mcf_mm.files import whole_file
 from mcf_mm.pruning import Seen
 from mcf_mm.pruning.curves import Curves, read_curves
 from mcf_mm.pruning.moments import MomentObserver, Moments
 from mcf_mm.pruning.pairs import PairObserver, Pairs
-from mcf_mm.weights.files import read_safetensors, save_state_dict, whole_file
+from mcf_mm.weights.files import read_safetensors, save_state_dict
 
 _CLASSES = {MomentObserver.__name__: Moments, PairObserver.__name__: Pairs}
 

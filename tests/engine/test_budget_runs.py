@@ -264,12 +264,19 @@ def test_a_budget_of_latency_is_met_by_times_of_another_machine(cfg, times):
     assert latency.of(sizes) <= 0.8 * latency.dense * (1 + 1e-9)
     for name, own in sizes.items():
         for kind, size in own.items():
-            if kind != 'inputs' and size < latency.sizes[name][kind]:
+            if size < latency.sizes[name][kind]:
                 more = {**sizes, name: {**own, kind: size + 1}}
                 assert latency.of(more) > 0.8 * latency.dense * (1 - 1e-8)
     header = read_header(f'{cfg.work_dir}/slim.safetensors')
     assert header['budget'] == 'latency=80%' and header['latency'] == str(times)
     assert find_units(built(Path(cfg.work_dir))).sizes == sizes
+
+
+def test_times_that_do_not_say_of_which_images_are_told_of(cfg, times):
+    path = changed(times, lambda content: content['facts'].pop('shape'))
+    cfg.custom_hooks[0].update(budget='latency=80%', latency=path)
+    with pytest.warns(UserWarning, match=r'times\.json does not say of which size of image'):
+        Runner.from_cfg(cfg).train()
 
 
 def changed(times: Path, change) -> str:

@@ -14,6 +14,7 @@ from test_healing_runs import assert_same, with_large_weights
 
 from mcf_mm.engine.calibration_data import calibration_loader
 from mcf_mm.engine.networks import build_model, model_costs
+from mcf_mm.engine.prune import prune_checkpoint
 from mcf_mm.pruning import find_units, prune
 from mcf_mm.pruning.criteria import OBS
 from mcf_mm.search import read_latency
@@ -121,7 +122,11 @@ def test_a_further_budget_from_the_curves_reads_no_image(
     for photo in photos.rglob('*.png'):
         photo.write_bytes(b'')
     assert 'the image file is empty' in tool(tmp_path, 'refused', *direct).stderr
-    out = done(tmp_path, 'second', '--budget', 'macs=65%', *more)
+    other = ['--num-images', '4', '--seed', '3']
+    out = done(tmp_path, 'second', '--budget', 'macs=65%', *more, *other)
+    # The images that were looked at, not those that are asked for here.
+    header = read_header(tmp_path / 'second' / 'slim.safetensors')
+    assert (header['num_images'], header['seed'], header['curves']) == (10, 0, str(curves))
     assert f'cost curves and moments from {curves}: no image is read' in out
     assert curves.read_bytes() == before
     assert_exact(dense, built(tmp_path / 'second'), 'macs=65%')
@@ -143,7 +148,14 @@ def test_curves_that_do_not_fit_are_refused_by_name(cfg, dense, tmp_path):
     assert "no cost curves of ['heads', 'inputs', 'qk'], only of ['hidden', 'v']" in message
     options = ['--dims', 'hidden,v', '--curves', curves, '--allocation', 'predicted']
     message = refused(tmp_path, *budget, *options)
-    assert f"{curves} has measured cost curves, and allocation='predicted' is asked" in message
+    message_of = f'{curves} was made with {{}}, and {{}} is asked for: name another file'
+    assert message_of.format("allocation='measured'", "'predicted'") in message
+    with pytest.raises(ValueError, match="metric='fisher', and 'plain' is asked for"):
+        prune_checkpoint(
+            cfg, str(tmp_path / 'dense.pth'), tmp_path / 'plain', num_images=10,
+            criterion=dict(type='obs', metric='plain'), budget='params=80%',
+            kinds=['hidden', 'v'], curves=curves,
+        )  # fmt: skip
     for options, expected in (
         (['--curves', curves], '--curves are for a --budget: give one'),
         ([*budget, '--curves', tmp_path / 'curves.txt'], 'curves must be a .json file, got'),
@@ -185,6 +197,7 @@ def test_a_budget_of_latency_is_met_by_times_in_a_file(cfg, timed, tmp_path):
     assert latency.of(header['sizes']) <= 0.8 * latency.dense
     content = path.read_bytes()
     out = done(tmp_path, 'second', *budget, '--latency', path, *batch)
+    assert f'times from {path}: ' in out
     assert f'wrote {path}' not in out and path.read_bytes() == content
     assert_same(weights(tmp_path / 'first'), weights(tmp_path / 'second'))
 
@@ -198,6 +211,8 @@ def test_a_budget_of_latency_is_met_by_times_in_a_file(cfg, timed, tmp_path):
     message = refused(tmp_path, '--budget', 'macs=80%', '--latency', path, *batch)
     assert f'latency={path} is for a budget of latency, got budget=macs=80%' in message
     assert 'is for a budget of latency' in refused(tmp_path, '--latency', path)
+    message = refused(tmp_path, '--budget', 'macs=80%', *batch)
+    assert 'latency_batch=2 is for a budget of latency, got budget=macs=80%' in message
     cfg.model.backbone.arch.feedforward_channels = 512
     saved(cfg, tmp_path)
     message = refused(tmp_path, *budget, '--latency', path, *batch)

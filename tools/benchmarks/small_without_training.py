@@ -9,12 +9,11 @@ are of the processor, all cores together.
     python tools/benchmarks/small_without_training.py configs/mcf/deit-tiny_imagenet-samples.py \\
         checkpoints/deit_tiny_in1k.safetensors --cfg-options \\
         test_dataloader.dataset.ann_file=report.txt --out work_dirs/small.json
-    ... --rows 'all dims' --heal minutes=15     # the same rows, healed
+    ... --rows 'all dimensions, measured$' --heal epochs=38     # healed as well
 
 The READMEs' tables are made of it by ``tables.py`` beside this file.
 
-Rows of torch-pruning need ``pip install torch-pruning==1.6.1``; without it they are left out, with
-a line.
+Rows of torch-pruning need ``pip install -e '.[peers]'``; without it they are left out, with a line.
 """
 
 import argparse
@@ -110,7 +109,7 @@ def main() -> None:
                     key += f' | healed {args.heal}'
                 if key not in results:
                     if 'peer' in arguments and find_spec('torch_pruning') is None:
-                        print(f'left out, torch-pruning is not there: {key}')
+                        print(f'left out, torch-pruning is not there (the extra peers): {key}')
                         continue
                     print(f'\n{key}')
                     results[key] = bench.row(arguments, seed, key)

@@ -12,9 +12,9 @@ from torch import nn
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.networks import build_model, unwrapped
 from mcf_mm.engine.teacher import Teacher, check_teacher
+from mcf_mm.files import whole_file
 from mcf_mm.registry import HOOKS
 from mcf_mm.weights.checkpoint import load_weights, save_state_dict
-from mcf_mm.weights.files import whole_file
 
 FILE = 'teacher.safetensors'
 
