@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS  # noqa: E402
 from mmengine.registry import HOOKS as MMENGINE_HOOKS  # noqa: E402
 from mmengine.registry import METRICS as MMENGINE_METRICS  # noqa: E402
 from mmengine.registry import MODELS as MMENGINE_MODELS  # noqa: E402
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS  # noqa: E402
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS  # noqa: E402
 from mmengine.registry import Registry  # noqa: E402
 
@@ -27,9 +28,16 @@ TRANSFORMS = Registry(
     'transform', parent=MMENGINE_TRANSFORMS, scope='mcf_mm', locations=['mcf_mm.datasets']
 )
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mcf_mm', locations=['mcf_mm.datasets'])
+OPTIM_WRAPPERS = Registry(
+    'optimizer wrapper',
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope='mcf_mm',
+    locations=['mcf_mm.engine'],
+)
 DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mcf_mm', locations=['mcf_mm.datasets']
 )
+OWN = (HOOKS, MODELS, DATASETS, TRANSFORMS, METRICS, OPTIM_WRAPPERS, DATA_SAMPLERS)
 
 # Checkpoints of configs that import this module may be `.safetensors` files.
 from mcf_mm.weights import checkpoint  # noqa: E402, F401
@@ -72,7 +80,7 @@ def own_scope(part: Any) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    for registry in (HOOKS, MODELS, DATASETS, TRANSFORMS, DATA_SAMPLERS):
+    for registry in OWN:
         registry.import_from_location()
         others = [registry.parent, *registry.parent.children.values()]
         if name in registry.module_dict and '.' not in name:

@@ -1,5 +1,6 @@
 """What MMEngine's Runner needs; hooks decide when, ``mcf_mm.pruning`` does the work."""
 
+from mcf_mm.engine.bf16_optim_wrapper import Bf16OptimWrapper
 from mcf_mm.engine.hooks import (
     AtomicCheckpointHook,
     ClassCountHook,
@@ -15,6 +16,7 @@ from mcf_mm.engine.teacher import Teacher
 
 __all__ = [
     'AtomicCheckpointHook',
+    'Bf16OptimWrapper',
     'ClassCountHook',
     'EpochSeedHook',
     'FiniteLossHook',

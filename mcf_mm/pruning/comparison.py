@@ -58,7 +58,7 @@ class Comparison:
         student: The pruned network.
         dense: The dense one.
         forward: Runs a network on a batch.
-        healing: Weights and temperature.
+        healing: Weights, temperature and precision.
         streams: Where the residual stream is seen, see :func:`check_comparable`.
     """
 
@@ -73,6 +73,7 @@ class Comparison:
         self.student, self.dense, self.forward = student, dense, forward
         self.blocks, self.temperature = healing.blocks, healing.temperature
         self.logits = 1.0 if healing.logits is None else healing.logits
+        self.bf16 = healing.bf16
         self._modules = []
         for model in (student, dense):
             modules = {name: model.get_submodule(path) for name, path in streams.items()}
@@ -80,17 +81,26 @@ class Comparison:
                 modules['logits'] = classifier
             self._modules.append(modules)
 
-    def __call__(self, batch: Any) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    def __call__(
+        self, batch: Any, bf16: bool | None = None
+    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
         """The loss of a batch, with the distances of class scores and blocks that it is made of.
+
+        Args:
+            batch: What ``forward`` takes.
+            bf16: Whether the networks run in mixed precision. Defaults to None: as healing says.
 
         Raises:
             ValueError: The networks put out other shapes.
         """
         student, dense = self._modules
-        with torch.no_grad(), recorded(dense) as wanted:
-            self.forward(self.dense, batch)
-        with recorded(student) as seen:
-            self.forward(self.student, batch)
+        device = next(self.student.parameters()).device.type
+        enabled = self.bf16 if bf16 is None else bf16
+        with torch.autocast(device, torch.bfloat16, enabled=enabled):
+            with torch.no_grad(), recorded(dense) as wanted:
+                self.forward(self.dense, batch)
+            with recorded(student) as seen:
+                self.forward(self.student, batch)
         for name, target in wanted.items():
             if name not in seen or seen[name].shape != target.shape:
                 got = tuple(seen[name].shape) if name in seen else 'nothing'
@@ -109,12 +119,12 @@ class Comparison:
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Any]) -> Distance:
-        """The mean over the images of some batches."""
+        """The mean over the images of some batches, in single precision."""
         sums, count = [0.0, 0.0, 0.0], 0
         for batch in batches:
             number = count_images(batch)
             count += number
-            for i, value in enumerate(self(batch)):
+            for i, value in enumerate(self(batch, bf16=False)):
                 sums[i] += float(value) * number
         return Distance(*(value / max(count, 1) for value in sums))
 

@@ -39,8 +39,13 @@ def test_classes_of_others_keep_their_names():
         dataset=dict(type='CocoDataset', pipeline=[dict(type='LoadImageFromFile')]),
         hooks=(dict(type='EMAHook'), dict(type='PruningHook'), dict(type='mmdet.YOLOS')),
         kind=dict(type=Path),
+        optim_wrapper=dict(type='Bf16OptimWrapper', optimizer=dict(type='AdamW')),
+        metrics=[dict(type='CocoMetric')],
     )
     own_scope(part)
+    assert part['optim_wrapper']['type'] == 'mcf_mm.Bf16OptimWrapper'
+    assert part['optim_wrapper']['optimizer']['type'] == 'AdamW'
+    assert [metric['type'] for metric in part['metrics']] == ['CocoMetric']
     assert part['dataset'] == dict(type='CocoDataset', pipeline=[dict(type='LoadImageFromFile')])
     assert [hook['type'] for hook in part['hooks']] == [
         'EMAHook', 'mcf_mm.PruningHook', 'mmdet.YOLOS',

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from recording import find_hook
 
@@ -64,24 +62,33 @@ def test_the_average_is_masked_cut_and_written(cfg, watch, update_buffers):
     assert not torch.equal(written['head.layers.head.weight'], runner.model.head.layers.head.weight)
 
 
-@OPTIM_WRAPPERS.register_module(force=True)
-class AutocastOptimWrapper(OptimWrapper):
-    """MMEngine's AmpOptimWrapper asks for a GPU; this is what it does on one, without scaling."""
-
-    def optim_context(self, model):
-        return torch.autocast('cpu', torch.bfloat16)
-
-
-@pytest.mark.parametrize('kind', ['AutocastOptimWrapper', 'AmpOptimWrapper'])
+@pytest.mark.parametrize('kind', ['mcf_mm.Bf16OptimWrapper', 'mmengine.AmpOptimWrapper'])
 def test_mixed_precision(cfg, watch, kind):
-    if kind == 'AmpOptimWrapper' and not torch.cuda.is_available():
+    if 'Amp' in kind and not torch.cuda.is_available():
         pytest.skip('AmpOptimWrapper needs a GPU')
-    cfg.optim_wrapper.type = f'mmengine.{kind}'
+    cfg.optim_wrapper.type = kind
     cfg.randomness.deterministic = False
     runner = watch(cfg, lambda runner: None)
     assert {tuple(ffn.sizes.values()) for ffn in find_ffns(runner.model)} == {(9, 24)}
     assert all(value.dtype == torch.float32 for value in runner.model.parameters())
     assert all(value.isfinite().all() for value in runner.model.parameters())
+
+
+@pytest.mark.parametrize('attention', [None, 'math', 'flash'])
+def test_steps_in_bfloat16(cfg, watch, attention):
+    cfg.custom_hooks = []
+    plain = watch(cfg, lambda runner: None).model.state_dict()
+    cfg.work_dir, cfg.experiment_name = cfg.work_dir + '/half', 'half' + cfg.experiment_name
+    cfg.optim_wrapper.update(type='mcf_mm.Bf16OptimWrapper', attention=attention)
+    half = watch(cfg, lambda runner: None).model.state_dict()
+    distances = [float((plain[name] - half[name]).abs().max()) for name in plain]
+    assert 1e-6 < max(distances) < 2e-2
+
+
+def test_a_kernel_that_is_not_there_is_refused(cfg):
+    cfg.optim_wrapper.update(type='mcf_mm.Bf16OptimWrapper', attention='fast')
+    with pytest.raises(ValueError, match="attention must be None or one of math, flash, got 'fast"):
+        Runner.from_cfg(cfg).train()
 
 
 def test_accumulated_gradients_layer_wise_rates_and_schedulers(cfg, watch):

@@ -93,6 +93,18 @@ def test_it_repeats_itself_and_depends_on_its_seed(pair, images):
     assert first.facts() == second.facts()
 
 
+def test_it_heals_in_bfloat16(pair, images):
+    student, dense = pair
+    plain = copy.deepcopy(student)
+    first = heal(plain, dense, images[:5], images[5:], epochs=3, lr=1e-3)
+    second = heal(student, dense, images[:5], images[5:], epochs=3, lr=1e-3, bf16=True)
+    # What is kept aside is measured in single precision, so both begin equal.
+    assert second.before == first.before and not same(student, plain)
+    assert second.after.loss < 0.95 * second.before.loss
+    assert second.after.loss == pytest.approx(first.after.loss, rel=0.02)
+    assert all(value.dtype == torch.float32 for value in student.parameters())
+
+
 def test_it_never_ends_worse(pair, images):
     student, dense = pair
     start = copy.deepcopy(student)
@@ -238,6 +250,7 @@ def test_a_loss_that_is_no_number_stops_it(pair, images):
         (dict(epochs=1, temperature=0), 'temperature must be a number above 0, got 0'),
         (dict(epochs=1, blocks=-1), 'blocks is a weight and must be a number from 0 on, got -1'),
         (dict(epochs=1, logits=0, blocks=0), 'logits and blocks are both 0'),
+        (dict(epochs=1, bf16=1), 'bf16 must be True or False, got 1'),
         (dict(epochs=1, crop=1), 'crop must be True or False, got 1'),
         (dict(epochs=1, seed=-1), 'seed must be a whole number .* got -1'),
         (dict(epochs=1, rate=1), "heal: no setting 'rate'; there are minutes, epochs, logits, "),

@@ -1,6 +1,6 @@
-"""Hidden units alone, chosen by FIS, in one shot, then the same 2 epochs."""
+"""Hidden units alone, chosen by FIS, in one shot, then the same 8 epochs."""
 
-_base_ = './deit-tiny-tuned_2cpu-2e_tiny-imagenet.py'
+_base_ = './deit-tiny-tuned_2cpu-8e_tiny-imagenet.py'
 
 custom_hooks = [
     dict(

@@ -1,7 +1,0 @@
-"""MCF in one shot (p = 0.4, least squares), then the same 2 epochs."""
-
-_base_ = './deit-tiny-tuned_2cpu-2e_tiny-imagenet.py'
-
-custom_hooks = [
-    dict(type='mcf_mm.PruningHook', criterion='mcf', ratios=0.4, compensation='least_squares'),
-]
