@@ -82,19 +82,48 @@ def test_type_ii_differs_in_the_position_embeddings_only():
     assert one == two
 
 
-def test_weight_decay():
-    config = load(SMALL)
+@pytest.mark.parametrize('name', [SMALL, TINY, FACEMASK, FACEMASK_GPU])
+def test_weight_decay_is_that_of_the_public_code(name):
+    config = load(name)
     model = build(config)
     optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
     decay = {names[id(group['params'][0])]: group for group in optimizer.param_groups}
-    for name, parameter in model.named_parameters():
-        none = name.endswith(('.bias', '.pos_embed', '.cls_token', '.det_token'))
-        expected = 0 if none or parameter.ndim == 1 else 1e-4
-        assert decay[name]['weight_decay'] == expected, name
-        assert decay[name]['lr'] == 2.5e-5
-    assert decay['backbone.mid_pos_embed']['weight_decay'] == 1e-4
-    assert config.optim_wrapper.clip_grad == dict(max_norm=0.1)
+    lr = config.optim_wrapper.optimizer.lr
+    for key, parameter in model.named_parameters():
+        none = parameter.ndim == 1 or key.endswith(('.pos_embed', '.cls_token', '.det_token'))
+        # The head is one group there, its biases among them.
+        expected = 0 if none and key.startswith('backbone.') else 1e-4
+        assert decay[key]['weight_decay'] == expected, key
+        if config.optim_wrapper.clip_grad.max_norm == 0.1:
+            assert decay[key]['lr'] == lr
+    biases = [key for key in decay if key.startswith('bbox_head.') and key.endswith('.bias')]
+    assert len(biases) == 6 and all(decay[key]['weight_decay'] == 1e-4 for key in biases)
+    if name == SMALL:
+        assert decay['backbone.mid_pos_embed']['weight_decay'] == 1e-4
+
+
+def test_images_are_drawn_at_random_and_the_last_small_batch_is_left_out(tmp_path):
+    photos = [
+        dict(id=i, file_name=f'{i}.jpg', width=48 + 32 * (i % 2), height=64) for i in range(21)
+    ]
+    boxes = [
+        dict(id=i + 1, image_id=i, category_id=1, bbox=[4, 4, 30, 30], area=900, iscrowd=0)
+        for i in range(21)
+    ]
+    names = [dict(id=i + 1, name=name) for i, name in enumerate(CocoDataset.METAINFO['classes'])]
+    for photo in photos:
+        Image.new('RGB', (photo['width'], photo['height'])).save(tmp_path / photo['file_name'])
+    content = dict(images=photos, annotations=boxes, categories=names)
+    (tmp_path / 'boxes.json').write_text(json.dumps(content))
+    loader = load(TINY).train_dataloader
+    loader.update(num_workers=0, persistent_workers=False)
+    loader.dataset.update(data_root=str(tmp_path), ann_file='boxes.json', data_prefix=dict(img=''))
+    batches = list(Runner.build_dataloader(loader, seed=0))
+    assert [len(batch['inputs']) for batch in batches] == [2] * 10
+    ids = [[sample.img_id for sample in batch['data_samples']] for batch in batches]
+    # Photos of both shapes come together, which mmdet's AspectRatioBatchSampler keeps apart.
+    assert any(sum(pair) % 2 for pair in ids)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,13 @@ test_pipeline = [
     ),
 ]
 
-# Crowd boxes are dropped by mmdet, images without boxes are kept.
-train_dataloader = dict(batch_size=1, dataset=dict(filter_cfg=None, pipeline=train_pipeline))
+# Crowd boxes are dropped by mmdet, images without boxes are kept. Published are batches of images
+# drawn at random and no last batch that is smaller; mmdet's base has one, of like aspect ratios.
+train_dataloader = dict(
+    batch_size=1,
+    batch_sampler=None,
+    drop_last=True,
+    dataset=dict(filter_cfg=None, pipeline=train_pipeline),
+)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

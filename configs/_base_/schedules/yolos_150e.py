@@ -6,12 +6,14 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=2.5e-5, weight_decay=1e-4),
     clip_grad=dict(max_norm=0.1),
     paramwise_cfg=dict(
-        flat_decay_mult=0.0,  # biases and norms
+        flat_decay_mult=0.0,  # biases and norms of the backbone
         # The dot keeps mid_pos_embed out, which is decayed.
         custom_keys={
             '.pos_embed': dict(decay_mult=0.0),
             '.cls_token': dict(decay_mult=0.0),
             '.det_token': dict(decay_mult=0.0),
+            # As in the public code, biases too. A key of its own switches flat_decay_mult off.
+            'bbox_head': dict(decay_mult=1.0),
         },
     ),
 )
