@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mcf_mm.datasets.coco import CocoDataset
-from mcf_mm.datasets.coco_file import CocoFile, read_json
+from mcf_mm.datasets.coco_file import CocoFile
 from mcf_mm.datasets.image_files import ImageFiles
 from mcf_mm.datasets.voc import read_voc
 from mcf_mm.datasets.yolo_text import NAME_FILES, read_yolo
@@ -91,15 +91,15 @@ def read_set(
     if kind == 'yolo':
         return read_yolo(annotations, files, classes)
     path = coco_path(annotations)
-    # Checked, but returned as it is written: what is repaired in memory is repaired again.
-    for image in CocoFile(str(path)).dataset['images']:
+    content = CocoFile(str(path)).dataset
+    for image in content['images']:
         name = image.get('file_name')
         if not isinstance(name, str) or not (files.folder / name).is_file():
             raise ValueError(
                 f'{path}: image id {image["id"]} has file_name {name!r}: there is no such file in '
                 f'{images}. Correct it, or name the folder that file_name starts from'
             )
-    return read_json(path, str(path)), []
+    return content, []
 
 
 def coco_path(annotations: str | Path) -> Path:
@@ -141,12 +141,13 @@ def split(content: dict, share: float, seed: int) -> tuple[dict, dict]:
             'least one, and one to train on'
         )
     chosen = set(random.Random(seed).sample(range(len(images)), count))
+    val_ids = {images[number]['id'] for number in chosen}
+    annotations = content.get('annotations') or []
     parts = []
     for is_val in (False, True):
         part = [image for number, image in enumerate(images) if (number in chosen) == is_val]
-        # As text, for ids may be text here and numbers there.
-        ids = {str(image['id']) for image in part}
-        rows = [row for row in content.get('annotations') or [] if str(row['image_id']) in ids]
+        # Those of images that are not listed stay in training, where they are counted.
+        rows = [row for row in annotations if (row['image_id'] in val_ids) == is_val]
         parts.append({**content, 'images': part, 'annotations': rows})
     return parts[0], parts[1]
 

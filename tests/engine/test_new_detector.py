@@ -93,8 +93,7 @@ def test_the_config_trains(labels, weights, detector, kind, monkeypatch):
     runner.train()
     assert runner.iter == 1
     assert np.isfinite(runner.message_hub.get_scalar('train/loss').current())
-    # -1 where no object is evaluated.
-    assert runner.message_hub.get_scalar('val/coco/bbox_mAP').current() >= -1
+    assert (labels / 'work_dirs' / 'mine' / 'epoch_1.pth').is_file() and runner.val_loop
     hidden = runner.model.backbone.layers[0].ffn.layers[0][0].out_features
     assert hidden == (768 if kind == 'dense' else 384)
 
