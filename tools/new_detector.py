@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
+from mcf_mm.compat.mmcv_ops import has_operators
 from mcf_mm.datasets.object_sizes import choose_size, size_table
 from mcf_mm.datasets.own_data import (
     FORMATS,
@@ -34,6 +35,7 @@ from mcf_mm.engine.new_detector import (
     find_backbone,
     next_commands,
     plan,
+    pruning_budget,
 )
 from mcf_mm.files import whole_file
 
@@ -145,9 +147,18 @@ def main() -> None:
         )
         with whole_file(args.out) as partial:
             partial.write_text(text, encoding='utf-8')
+        budget, costs = pruning_budget(args.out)
     except (ValueError, OSError) as error:
         sys.exit(f'error: {error}')
-    print(f'wrote {args.out}. Next:\n\n{next_commands(args.out, files["val"][1], schedule)}')
+    print(f'wrote {args.out}: {costs}')
+    if args.detector == 'yolos':
+        print('YOLOS learns slowly: take retinanet or faster-rcnn for some hundred images')
+    if args.detector == 'retinanet' and has_gpu and not has_operators():
+        print(
+            "mmdet's focal loss needs mmcv's compiled operators on a GPU: none here, so take "
+            'faster-rcnn or install them'
+        )
+    print(f'Next:\n\n{next_commands(args.out, files["val"][1], schedule, budget)}')
 
 
 if __name__ == '__main__':

@@ -84,7 +84,8 @@ def size_table(boxes: Boxes, chosen: int) -> str:
     lines.append(f'{row.below:.0%} of your boxes are smaller than a patch (16 px) at {chosen} px.')
     if row.below > 0.1:
         lines.append(
-            'A ViT with patches of 16 px hardly sees these: take a larger --size if the images '
-            'have the pixels (tokens grow with its square), or cut the images into tiles.'
+            'A ViT with patches of 16 px hardly sees these: take a larger --size (patches, and '
+            f'time, grow with its square; beyond {np.median(boxes.images.max(1)):.0f} px, the '
+            'median of the images, it only enlarges them), or cut the images into tiles.'
         )
     return '\n'.join(lines)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmengine.config import Config
 from mmpretrain.models import VisionTransformer
 from PIL import Image
 
+from mcf_mm.compat.mmcv_ops import _OperatorLoader, has_operators
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.new_detector import Backbone, find_backbone, plan
 from mcf_mm.engine.runner import build_runner
@@ -83,7 +85,9 @@ def test_the_config_trains(labels, weights, detector, kind, monkeypatch):
     assert 'labels: read as yolo (say --format otherwise)' in done.stdout
     assert 'no --val: 1 of the images, chosen with seed 0, are to validate on' in done.stdout
     assert 'class names are those of labels/classes.txt' in done.stdout
-    assert 'python tools/prune.py configs/mine.py work_dirs/mine/epoch_' in done.stdout
+    share = re.search(r'(\d+)% of the MACs are in attentions and FFNs', done.stdout)
+    budget = re.search(r'tools/prune.py configs/mine.py .* --budget macs=(\d+)%', done.stdout)
+    assert abs(100 - 0.4 * int(share[1]) - int(budget[1])) <= 1
     text = (labels / 'configs' / 'mine.py').read_text()
     assert len(text.splitlines()) <= 60 and "classes = ('red', 'green')" in text
     monkeypatch.chdir(labels)
@@ -182,6 +186,12 @@ def test_weights_say_which_network_they_are(weights, tmp_path):
     save_state_dict(tmp_path / 'timm.safetensors', {'cls_token': torch.zeros(1, 1, 192)}, {})
     with pytest.raises(ValueError, match=r"has no backbone\.patch_embed.*such as \['cls_token'\]"):
         find_backbone('deit-tiny', str(tmp_path / 'timm.safetensors'))
+
+
+def test_compiled_operators_are_told_from_the_stand_in():
+    import mmcv._ext
+
+    assert has_operators() == (not isinstance(mmcv._ext.__loader__, _OperatorLoader))
 
 
 def test_the_plan_follows_the_number_of_images():
