@@ -3,8 +3,10 @@
     python tools/prepare_real_data.py FOLDER
 
 FOLDER holds ``deit_tiny_in1k.safetensors`` (timm names) and the archives
-``imagenet_samples_256``, ``tiny_imagenet_25k`` and ``facemask_coco`` (``.tar.xz``). Writes below
-``data/`` and ``checkpoints/``; what is there already is left alone.
+``imagenet_samples_256``, ``tiny_imagenet_25k``, ``facemask_coco``, ``raccoon_voc`` and
+``coco_mini`` (``.tar.xz``). Writes below ``data/`` and ``checkpoints/``; what is there already is
+left alone. raccoon_voc gets ``train.json`` (150 photos) and ``val.json`` (50, chosen with seed 0)
+besides its XML files.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
+from mcf_mm.datasets.own_data import read_set, split, write_set
 from mcf_mm.weights.checkpoint import read_header, read_state_dict, save_state_dict
 from mcf_mm.weights.convert import convert_checkpoint
 
@@ -22,7 +25,11 @@ ARCHIVES = {
     'imagenet_samples_256': 'imagenet_samples',
     'tiny_imagenet_25k': 'tiny_imagenet',
     'facemask_coco': 'facemask_coco',
+    'raccoon_voc': 'raccoon_voc',
+    'coco_mini': 'coco_mini',
 }
+#: Photos of raccoon_voc to validate on, of 200, and what chooses them.
+RACCOON_SHARE, RACCOON_SEED = 0.25, 0
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -43,6 +50,20 @@ def split_photos(folder: Path) -> None:
     for name, first in (('calibrate', 0), ('report', 1)):
         lines = [f'{c}/{c}.jpg {number}\n' for number, c in enumerate(classes)][first::2]
         (folder / f'{name}.txt').write_text(''.join(lines))
+
+
+def convert_raccoons(folder: Path) -> None:
+    """Writes the XML files of raccoon_voc as COCO's annotations, split by a seed."""
+    if (folder / 'train.json').exists() and (folder / 'val.json').exists():
+        return
+    content, notes = read_set(folder / 'annotations', folder / 'images', 'voc')
+    for note in notes:
+        print(f'{folder}: {note}')
+    for name, part in zip(
+        ('train', 'val'), split(content, RACCOON_SHARE, RACCOON_SEED), strict=True
+    ):
+        write_set(part, folder / f'{name}.json')
+        print(f'{folder / name}.json: {len(part["images"])} photos, seed {RACCOON_SEED}')
 
 
 def select_classes(source: Path, target: Path, classes: Path) -> None:
@@ -66,6 +87,7 @@ def main() -> None:
     for archive, target in ARCHIVES.items():
         unpack(folder / f'{archive}.tar.xz', Path('data') / target)
     split_photos(Path('data/imagenet_samples'))
+    convert_raccoons(Path('data/raccoon_voc'))
     dense = Path('checkpoints/deit_tiny_in1k.safetensors')
     if not dense.exists():
         convert_checkpoint(folder / dense.name, dense, 'mmpretrain')

@@ -19,6 +19,7 @@ What this means for code of others with a fallback:
   other name.
 """
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable
 from importlib.machinery import ModuleSpec
@@ -106,3 +107,9 @@ def install_operator_stand_in() -> None:
     """
     if not any(isinstance(finder, _OperatorFinder) for finder in sys.meta_path):
         sys.meta_path.append(_OperatorFinder())
+
+
+def has_operators() -> bool:
+    """Whether mmcv has compiled operators, and not the stand-in."""
+    spec = importlib.util.find_spec('mmcv._ext')
+    return spec is not None and spec.origin != __file__

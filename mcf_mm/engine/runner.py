@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.registry import MODEL_WRAPPERS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mcf_mm.engine.config import hook_types
 from mcf_mm.engine.networks import unwrapped
+from mcf_mm.engine.terminal import shorten
 from mcf_mm.models.slim import SlimUnits
 from mcf_mm.models.widths import check_widths
 from mcf_mm.registry import is_pretrained, own_scope, split_type
@@ -40,6 +41,12 @@ class CheckedRunner(Runner):
 
     #: Whether this is a run that trains: then the head may be new.
     _trains = False
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """As MMEngine's, with a terminal that shows no dump of the config."""
+        logger = super().build_logger(*args, **kwargs)
+        shorten(logger)
+        return logger
 
     def train(self) -> nn.Module:
         """As MMEngine's."""

@@ -25,6 +25,25 @@ def test_levels_and_parameters():
     assert all(parameter.grad is not None for parameter in neck.parameters())
 
 
+@pytest.mark.parametrize('start_level, num_outs', [(1, 5), (2, 2), (3, 3)])
+def test_levels_from_a_later_one_on(start_level, num_outs):
+    """They are those of the whole pyramid, and nothing is left that no level uses."""
+    whole = SimpleFeaturePyramid(in_channels=32, out_channels=8, num_outs=start_level + num_outs)
+    neck = SimpleFeaturePyramid(
+        in_channels=32, out_channels=8, num_outs=num_outs, start_level=start_level
+    )
+    for name in ('resizes', 'convs'):
+        later = getattr(whole, name)[start_level:]
+        getattr(neck, name).load_state_dict(later.state_dict())
+    features = torch.randn(1, 32, 8, 6)
+    levels = neck([features])
+    assert len(levels) == num_outs
+    for level, same in zip(levels, whole([features])[start_level:], strict=True):
+        assert torch.equal(level, same)
+    sum(level.square().sum() for level in levels).backward()
+    assert all(parameter.grad is not None for parameter in neck.parameters())
+
+
 def test_levels_are_normalised_channelwise():
     neck = SimpleFeaturePyramid(in_channels=8, out_channels=16)
     for level in neck([torch.randn(1, 8, 4, 4)]):
@@ -54,8 +73,12 @@ def test_behind_a_plain_transformer_at_any_image_size(height, width):
 def test_arguments_that_cannot_be():
     with pytest.raises(ValueError, match='in_channels must be a multiple of 4.*got 30'):
         SimpleFeaturePyramid(in_channels=30)
-    with pytest.raises(ValueError, match='num_outs must be at least 4, got 3'):
+    with pytest.raises(ValueError, match='num_outs must be at least 4 with start_level=0, got 3'):
         SimpleFeaturePyramid(in_channels=32, num_outs=3)
+    with pytest.raises(ValueError, match='num_outs must be at least 3 with start_level=1, got 2'):
+        SimpleFeaturePyramid(in_channels=32, num_outs=2, start_level=1)
+    with pytest.raises(ValueError, match='start_level must be from 0 to 3, got 4'):
+        SimpleFeaturePyramid(in_channels=32, start_level=4)
 
 
 @pytest.mark.parametrize(

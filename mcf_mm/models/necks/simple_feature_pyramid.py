@@ -26,16 +26,21 @@ class SimpleFeaturePyramid(BaseModule):
     Args:
         in_channels: Width C of the map.
         out_channels: Width D of every level. Defaults to 256.
-        num_outs: Number of levels, at least 4. Those beyond are the last level at half the
-            resolution each, as in :class:`mmdet.models.FPN`. Defaults to 5.
+        num_outs: Number of levels. Those beyond the four are the last one at half the resolution
+            each, as in :class:`mmdet.models.FPN`. Defaults to 5.
+        start_level: The first level that is made, 0 to 3. 0 begins at stride 4, as mmdet's
+            Faster R-CNN wants it, 1 at stride 8, as RetinaNet, ATSS and FCOS do. Defaults to 0.
         init_cfg: As in MMEngine. Defaults to FPN's, for deconvolutions too.
 
     Raises:
-        ValueError: ``in_channels`` is no multiple of 4 or ``num_outs`` is less than 4; in the
-            forward pass, the map has another width or there is not one.
+        ValueError: ``in_channels`` is no multiple of 4, ``start_level`` is not from 0 to 3 or
+            ``num_outs`` leaves levels out; in the forward pass, the map has another width or
+            there is not one.
 
     Example:
         >>> neck = dict(type='mcf_mm.SimpleFeaturePyramid', in_channels=384)  # for DeiT-S
+        >>> neck = dict(  # strides 8 to 128
+        ...     type='mcf_mm.SimpleFeaturePyramid', in_channels=384, start_level=1)
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class SimpleFeaturePyramid(BaseModule):
         in_channels: int,
         out_channels: int = 256,
         num_outs: int = 5,
+        start_level: int = 0,
         init_cfg: dict | None = dict(  # noqa: B006  MMEngine's way; it is copied
             type='Xavier', layer=['Conv2d', 'ConvTranspose2d'], distribution='uniform'
         ),
@@ -53,31 +59,36 @@ class SimpleFeaturePyramid(BaseModule):
                 f'in_channels must be a multiple of 4, which two deconvolutions halve twice; got '
                 f'{in_channels}'
             )
-        if num_outs < NUM_LEVELS:
-            raise ValueError(f'num_outs must be at least {NUM_LEVELS}, got {num_outs}')
+        if start_level not in range(NUM_LEVELS):
+            raise ValueError(f'start_level must be from 0 to {NUM_LEVELS - 1}, got {start_level!r}')
+        if num_outs < NUM_LEVELS - start_level:
+            raise ValueError(
+                f'num_outs must be at least {NUM_LEVELS - start_level} with '
+                f'start_level={start_level}, got {num_outs}'
+            )
         self.in_channels = in_channels
         self.num_outs = num_outs
         half, quarter = in_channels // 2, in_channels // 4
-        self.resizes = nn.ModuleList(
-            [
-                nn.Sequential(
-                    nn.ConvTranspose2d(in_channels, half, 2, 2),
-                    LayerNorm2d(half, eps=1e-6),
-                    nn.GELU(),
-                    nn.ConvTranspose2d(half, quarter, 2, 2),
-                ),
+        resizes = [
+            nn.Sequential(
                 nn.ConvTranspose2d(in_channels, half, 2, 2),
-                nn.Identity(),
-                nn.MaxPool2d(2, 2),
-            ]
-        )
+                LayerNorm2d(half, eps=1e-6),
+                nn.GELU(),
+                nn.ConvTranspose2d(half, quarter, 2, 2),
+            ),
+            nn.ConvTranspose2d(in_channels, half, 2, 2),
+            nn.Identity(),
+            nn.MaxPool2d(2, 2),
+        ]
+        widths = (quarter, half, in_channels, in_channels)
+        self.resizes = nn.ModuleList(resizes[start_level:])
         settings = dict(norm_cfg=dict(type='mmpretrain.LN2d', eps=1e-6), act_cfg=None)
         self.convs = nn.ModuleList(
             nn.Sequential(
                 ConvModule(width, out_channels, 1, **settings),
                 ConvModule(out_channels, out_channels, 3, padding=1, **settings),
             )
-            for width in (quarter, half, in_channels, in_channels)
+            for width in widths[start_level:]
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -87,8 +98,8 @@ class SimpleFeaturePyramid(BaseModule):
             inputs: The last map of the backbone, ``(B, C, H, W)``, alone in a sequence.
 
         Returns:
-            ``num_outs`` maps, ``(B, D, 4H, 4W)``, ``(B, D, 2H, 2W)``, ``(B, D, H, W)``,
-            ``(B, D, H // 2, W // 2)`` and so on.
+            ``num_outs`` maps from ``start_level`` on of ``(B, D, 4H, 4W)``, ``(B, D, 2H, 2W)``,
+            ``(B, D, H, W)``, ``(B, D, H // 2, W // 2)`` and so on.
         """
         shapes = [tuple(features.shape) for features in inputs]
         if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] != self.in_channels:
