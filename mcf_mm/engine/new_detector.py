@@ -23,6 +23,12 @@ DETECTORS = {
     'faster-rcnn': 'Faster R-CNN',
     'yolos': 'YOLOS',
 }
+#: What is not in a checkpoint of a backbone.
+NEW_PARTS = {
+    'retinanet': ('neck', 'bbox_head'),
+    'faster-rcnn': ('neck', 'rpn_head', 'roi_head'),
+    'yolos': ('bbox_head',),
+}
 #: Where configs/yolos is: beside the package.
 CONFIGS = Path(mcf_mm.__file__).resolve().parents[1] / 'configs'
 #: Images that are shown in training: ours, an afternoon on two CPU cores or an hour on a GPU.
@@ -122,7 +128,7 @@ def plan(num_images: int, detector: str, has_gpu: bool | None = None) -> Schedul
     epochs = min(max(round(shown / num_images), 12), 300)
     steps = epochs * math.ceil(num_images / batch)
     workers = min(4, (os.cpu_count() or 1) // 2) if has_gpu else 0
-    return Schedule(epochs, batch, 2e-4 * math.sqrt(batch / 2), min(500, steps // 10), workers)
+    return Schedule(epochs, batch, 1e-4 * math.sqrt(batch / 2), min(500, steps // 10), workers)
 
 
 def config_text(
@@ -157,6 +163,8 @@ def config_text(
         raise ValueError(f'--detector must be one of {", ".join(DETECTORS)}, got {detector!r}')
     model = _yolos(backbone, boxes, size, out) if detector == 'yolos' else _sfp(detector, backbone)
     interval = max(1, schedule.epochs // 10)
+    # Not a key 'backbone': it would switch flat_decay_mult off in the whole backbone.
+    new_parts = ', '.join(f'{name}=new' for name in NEW_PARTS[detector])
     (train, train_images), (val, val_images) = files['train'], files['val']
     wrapped = '\n'.join(textwrap.wrap(command, 96, break_long_words=False, break_on_hyphens=False))
     title = f'{DETECTORS[detector]} on {"a pruned " if backbone.is_slim else ""}{backbone.arch}'
@@ -189,11 +197,12 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file={val!r})
 test_evaluator = val_evaluator
 
+new = dict(lr_mult=2.0)  # what starts from random values learns faster
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr={schedule.lr:.3g}, weight_decay=0.05),
     clip_grad=dict(max_norm=1.0), paramwise_cfg=dict(
-        flat_decay_mult=0.0,  # biases and norms
-        custom_keys=dict(backbone=dict(lr_mult=0.5))))  # what is new learns faster
+        flat_decay_mult=0.0,  # biases and norms of the backbone
+        custom_keys=dict({new_parts})))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, end={schedule.warmup}, by_epoch=False),
     dict(type='CosineAnnealingLR', T_max=max_epochs, end=max_epochs, eta_min=1e-6)]

@@ -98,6 +98,20 @@ def test_the_config_trains(labels, weights, detector, kind, monkeypatch):
     assert runner.iter == 1
     assert np.isfinite(runner.message_hub.get_scalar('train/loss').current())
     assert (labels / 'work_dirs' / 'mine' / 'epoch_1.pth').is_file() and runner.val_loop
+    decay_and_rate = {
+        name: (
+            group['weight_decay'] > 0,
+            round(group['initial_lr'] / cfg.optim_wrapper.optimizer.lr),
+        )
+        for group in runner.optim_wrapper.param_groups
+        for name, parameter in runner.model.named_parameters()
+        if parameter is group['params'][0]
+    }
+    for name, (decayed, rate) in decay_and_rate.items():
+        of_backbone = name.startswith('backbone.')
+        assert rate == (1 if of_backbone else 2), name
+        if of_backbone and name.endswith(('norm1.weight', 'ln1.weight', '.bias')):
+            assert not decayed, name
     hidden = runner.model.backbone.layers[0].ffn.layers[0][0].out_features
     assert hidden == (768 if kind == 'dense' else 384)
 
@@ -196,8 +210,8 @@ def test_compiled_operators_are_told_from_the_stand_in():
 
 def test_the_plan_follows_the_number_of_images():
     few, many = plan(150, 'retinanet', has_gpu=False), plan(5000, 'retinanet', has_gpu=False)
-    assert (few.epochs, few.batch, few.lr) == (40, 2, 2e-4) and many.epochs == 12
+    assert (few.epochs, few.batch, few.lr) == (40, 2, 1e-4) and many.epochs == 12
     assert plan(150, 'yolos', has_gpu=False).epochs == 4 * few.epochs
     on_gpu = plan(150, 'retinanet', has_gpu=True)
-    assert on_gpu.batch == 8 and on_gpu.lr == 4e-4 and on_gpu.epochs == 300
+    assert on_gpu.batch == 8 and on_gpu.lr == 2e-4 and on_gpu.epochs == 300
     assert plan(1, 'retinanet', has_gpu=False).batch == 1
