@@ -86,9 +86,10 @@ def _expected(model: nn.Module, config: Mapping) -> dict[str, tuple[list, bool, 
         if strides is None:
             continue
         part = config.get(name) or {}
-        argument = 'strides' if hasattr(head, 'strides') else 'anchor_generator.strides'
-        if 'prior_generator' in part:
-            argument = 'prior_generator.strides'
+        # Libraries call it one or the other; what the config leaves out has FCOS's name.
+        generators = [key for key in ('anchor_generator', 'prior_generator') if key in part]
+        argument = f'{generators[0]}.strides' if generators else 'strides'
+        argument = 'point_strides' if 'point_strides' in part else argument  # RepPoints
         expected[f'{name} ({type(head).__name__})'] = (
             [_one(stride) for stride in strides],
             False,
@@ -97,12 +98,13 @@ def _expected(model: nn.Module, config: Mapping) -> dict[str, tuple[list, bool, 
     for name in EXTRACTORS:
         extractors = getattr(getattr(model, 'roi_head', None), name, None)
         # A cascade has one for each stage.
-        extractors = extractors if isinstance(extractors, nn.ModuleList) else [extractors]
-        for extractor in extractors:
+        several = isinstance(extractors, nn.ModuleList)
+        for stage, extractor in enumerate(extractors if several else [extractors]):
             strides = getattr(extractor, 'featmap_strides', None)
             if strides is not None:
                 argument = f'roi_head.{name}.featmap_strides'
-                expected[f'roi_head.{name} ({type(extractor).__name__})'] = (
+                place = f'roi_head.{name}' + (f'[{stage}]' if several else '')
+                expected[f'{place} ({type(extractor).__name__})'] = (
                     [_one(stride) for stride in strides],
                     True,
                     argument,

@@ -96,6 +96,23 @@ def test_an_extractor_may_read_the_first_maps_alone():
     build_model(cfg)
 
 
+def test_stages_of_a_cascade():
+    """Each has an extractor of its own; the one that is wrong is named."""
+    cfg = Config.fromfile(CONFIGS / 'detectors/faster-rcnn_deit-tiny_sfp_1x_coco.py')
+    neck = dict(type='mcf_mm.SimpleFeaturePyramid', in_channels=16)
+    backbone = dict(VIT, type='mcf_mm.SlimVisionTransformer', out_type='featmap')
+    head = cfg.model.roi_head
+    head.update(type='CascadeRoIHead', num_stages=2, stage_loss_weights=[1, 0.5])
+    extractors = [head.bbox_roi_extractor, copy.deepcopy(head.bbox_roi_extractor)]
+    head.bbox_roi_extractor, head.bbox_head = extractors, [head.bbox_head] * 2
+    cfg.model.train_cfg.rcnn = [cfg.model.train_cfg.rcnn] * 2
+    cfg.model.backbone, cfg.model.neck = backbone, neck
+    build_model(cfg)
+    head.bbox_roi_extractor[0].featmap_strides = [8, 16, 32, 64]
+    with pytest.raises(ValueError, match=r'bbox_roi_extractor\[0\] \(SingleRoIExtractor\) has str'):
+        build_model(cfg)
+
+
 def test_fpn_over_swin():
     """The strides of an FPN follow from out_indices, start_level and the extra levels."""
     cfg = small('detectors/mask-rcnn_mcf-swin-t_fpn_1x_coco.py')
