@@ -28,8 +28,9 @@ PROMISES = {
         'weights/test_convert_libraries.py::test_slim_networks_there_and_back',
         'weights/test_convert_yolos.py::test_there_and_back_gives_the_same_bits',
     ],
-    'A neck or head made for other widths is refused': [
+    'A neck or head made for other widths or strides is refused': [
         'models/test_widths.py::test_before_training',
+        'models/test_strides.py::test_before_training',
     ],
     'Every tool compares each name and shape of a checkpoint': [
         'weights/test_check.py',

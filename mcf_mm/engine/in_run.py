@@ -21,6 +21,7 @@ from mcf_mm.analysis.report import write_report
 from mcf_mm.engine.calibration_data import forward_and_loss, image_names, tensor_forward
 from mcf_mm.engine.config import input_shape
 from mcf_mm.engine.networks import averages, build_model, cut_networks, unwrapped
+from mcf_mm.models.strides import check_strides
 from mcf_mm.models.widths import check_widths
 from mcf_mm.pruning import (
     Seen,
@@ -73,6 +74,7 @@ def check_run(runner: Runner, hook: str) -> None:
     if len(names) > 1:
         raise ValueError(f'a run can have one pruning hook, got {names}: remove all but one')
     check_widths(model, runner.cfg.model)
+    check_strides(model, runner.cfg.model)
 
 
 def try_cut(runner: Runner, structure: Structure, dataset: Any) -> None:

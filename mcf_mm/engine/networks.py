@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from mcf_mm.analysis.complexity import masked, num_channels, resized, tensor_arguments
 from mcf_mm.analysis.throughput import scatter_inputs
+from mcf_mm.models.strides import check_strides
 from mcf_mm.models.widths import check_widths
 from mcf_mm.pruning import Costs, measure_costs, uniform
 from mcf_mm.pruning.prune import require_units
@@ -30,7 +31,8 @@ def build_model(config: Config) -> nn.Module:
     """Build the network of a config of mmpretrain or mmdet, without loading weights.
 
     Raises:
-        ValueError: The config has no model, or see :func:`mcf_mm.models.widths.check_widths`.
+        ValueError: The config has no model, or see :func:`mcf_mm.models.widths.check_widths` and
+            :func:`mcf_mm.models.strides.check_strides`.
     """
     if not config.get('model'):
         raise ValueError(f'{config.filename or "the config"} has no model')
@@ -43,6 +45,7 @@ def build_model(config: Config) -> nn.Module:
     with DefaultScope.overwrite_default_scope(config.get('default_scope')):
         network = MODELS.build(model)
     check_widths(network, config.model)
+    check_strides(network, config.model)
     return network
 
 

@@ -17,6 +17,7 @@ from mcf_mm.engine.config import hook_types
 from mcf_mm.engine.networks import unwrapped
 from mcf_mm.engine.terminal import shorten
 from mcf_mm.models.slim import SlimUnits
+from mcf_mm.models.strides import check_strides
 from mcf_mm.models.widths import check_widths
 from mcf_mm.registry import is_pretrained, own_scope, split_type
 from mcf_mm.weights.check import describe_new, fits, matches
@@ -153,7 +154,7 @@ def _numberless(name: str) -> str:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds a Runner whose datasets, image loading and widths are checked.
+    """Builds a Runner whose datasets, image loading, widths and strides are checked.
 
     The config that the Runner keeps and writes stays as it was, for the inferencers of mmdet and
     mmpretrain look for ``LoadImageFromFile`` by name.
@@ -163,7 +164,8 @@ def build_runner(cfg: Config) -> Runner:
             :class:`mcf_mm.ClassCountHook` are added to it.
 
     Raises:
-        ValueError: See :func:`mcf_mm.models.widths.check_widths`.
+        ValueError: See :func:`mcf_mm.models.widths.check_widths` and
+            :func:`mcf_mm.models.strides.check_strides`.
     """
     own_scope(cfg)
     for name in ('FiniteLossHook', 'ClassCountHook'):
@@ -171,6 +173,7 @@ def build_runner(cfg: Config) -> Runner:
             cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=f'mcf_mm.{name}')]
     runner = CheckedRunner.from_cfg(cfg)
     check_widths(unwrapped(runner), cfg.model)
+    check_strides(unwrapped(runner), cfg.model)
     # Copies of what the config says, which MMEngine builds when a loop starts.
     for loader in (runner._train_dataloader, runner._val_dataloader, runner._test_dataloader):
         check_input(loader)

@@ -150,16 +150,17 @@ class SlimAttention(nn.Module):
             query, key, value = (
                 F.pad(part, (0, width - part.shape[-1])) for part in (query, key, value)
             )
-        x = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=dropout if self.training else 0.0,
-            is_causal=causal,
-            scale=self.scaling,
-        )
+        dropout = dropout if self.training else 0.0
+        x = self._mix(query, key, value, mask, dropout_p=dropout, is_causal=causal)
         return x[..., :v].transpose(1, 2).flatten(2)
+
+    def _mix(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings
+    ) -> Tensor:
+        """Values by attention, all ``(B, heads, N, d)``; ``settings`` are those of torch."""
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=self.scaling, **settings
+        )
 
 
 class SlimMultiheadAttention(SlimAttention):

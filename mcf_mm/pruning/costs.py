@@ -21,7 +21,7 @@ class _Part:
         width: Channels C that it reads and gives.
         bias: 1 with a bias of fc1, or of query, key and value; else 0.
         per_head: Other parameters of one head.
-        calls: (Sequences, tokens of each) of every call for one image.
+        calls: (Tokens, pairs of query and key) of every call for one image.
         width_out: Outputs of the last layer.
     """
 
@@ -103,15 +103,13 @@ class Costs:
         if 'hidden' in sizes:
             inputs, hidden = sizes['inputs'], sizes['hidden']
             params = hidden * (inputs + part.bias + part.width_out)
-            macs = sum(batch * tokens for batch, tokens in part.calls)
-            return params, macs * hidden * (inputs + part.width_out)
+            tokens = sum(tokens for tokens, _ in part.calls)
+            return params, tokens * hidden * (inputs + part.width_out)
         heads, qk, v = sizes['heads'], sizes['qk'], sizes['v']
         rows = heads * (2 * qk + v)
         weights = rows * part.width + part.width_out * heads * v
         params = weights + rows * part.bias + heads * part.per_head
-        macs = sum(
-            batch * tokens * (weights + heads * tokens * (qk + v)) for batch, tokens in part.calls
-        )
+        macs = sum(tokens * weights + pairs * heads * (qk + v) for tokens, pairs in part.calls)
         return params, macs
 
 
@@ -134,9 +132,12 @@ def measure_costs(
     for unit in units:
         layer = unit.places('inputs')[0].module
 
-        def note(module, args, name=unit.name):
+        def note(module, args, name=unit.name, own=unit.module):
             x = args[0]
-            calls[name].append((x.numel() // x.shape[-1] // x.shape[-2], x.shape[-2]))
+            tokens = x.numel() // x.shape[-1]
+            # Attention that cuts windows itself knows better.
+            inside = hasattr(own, 'num_pairs')
+            calls[name].append((tokens, own.num_pairs(len(x)) if inside else tokens * x.shape[-2]))
 
         handles.append(layer.register_forward_pre_hook(note))
     training = [module for module in model.modules() if module.training]

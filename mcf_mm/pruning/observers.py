@@ -251,7 +251,7 @@ class AttentionObserver(Observer):
     """
 
     def __init__(self, unit: Attention):
-        if unit.layout.per_head_names:
+        if unit.layout.per_head_names or hasattr(unit.module, 'num_pairs'):
             raise ValueError(f'{unit.name} attends inside windows: no token has a place in it')
         super().__init__(unit, 'qk')
         self.sums, self.count, self.parts, self.finite = Rows(first=16), 0, [], None

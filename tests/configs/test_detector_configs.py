@@ -21,6 +21,7 @@ from mcf_mm.weights.checkpoint import save_state_dict
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 SWIN = dict(arch=dict(embed_dims=16, depths=[1, 1], num_heads=[1, 2]), window_size=4)
 VIT = dict(arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=40))
+NORM = dict(type='GN', num_groups=4)
 PYRAMID = dict(in_channels=[16, 32], out_channels=16)
 #: The backbone of the classifier, of the detector, and what else makes each config small.
 SMALL = {
@@ -39,6 +40,19 @@ SMALL = {
         dict(VIT),
         dict(neck=dict(in_channels=16, out_channels=16)),
     ),
+    **{
+        f'detectors/{name}_mcf-deit-tiny_sfp_1x_coco.py': (
+            dict(VIT, type='mcf_mm.SlimVisionTransformer'),
+            dict(VIT),
+            dict(neck=dict(in_channels=16, out_channels=16), **head),
+        )
+        for name, head in {
+            'retinanet': dict(bbox_head=dict(stacked_convs=1)),
+            'atss': dict(bbox_head=dict(stacked_convs=1, norm_cfg=NORM)),
+            'fcos': dict(bbox_head=dict(stacked_convs=1, norm_cfg=NORM)),
+            'faster-rcnn': {},
+        }.items()
+    },
     'yolos/yolos_mcf-deit-tiny_8xb2-300e_coco.py': (
         dict(VIT, type='mcf_mm.SlimVisionTransformer'),
         dict(VIT, img_size=(64, 96), num_det_tokens=20),
@@ -47,12 +61,12 @@ SMALL = {
 }
 
 
-def narrow(config: ConfigDict) -> None:
+def narrow(config: ConfigDict, widths: tuple[int, ...] = (256, 1024)) -> None:
     """Sets the usual widths of mmdet's necks and heads to 16."""
     for key, value in config.items():
         if isinstance(value, dict):
-            narrow(value)
-        elif value in (256, 1024):
+            narrow(value, widths)
+        elif value in widths:
             config[key] = 16
 
 

@@ -44,6 +44,17 @@ def test_levels_from_a_later_one_on(start_level, num_outs):
     assert all(parameter.grad is not None for parameter in neck.parameters())
 
 
+def test_levels_keep_the_type_of_the_weights():
+    """mmdet's RoI extractors would round regions to bfloat16, and cannot train in it on CPUs."""
+    neck = SimpleFeaturePyramid(in_channels=32, out_channels=8)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert neck.convs[0](neck.resizes[0](torch.ones(1, 32, 4, 4))).dtype == torch.bfloat16
+        levels = neck([torch.ones(1, 32, 4, 4)])
+    assert {level.dtype for level in levels} == {torch.float32}
+    levels = neck.to(torch.bfloat16)([torch.ones(1, 32, 4, 4, dtype=torch.bfloat16)])
+    assert {level.dtype for level in levels} == {torch.bfloat16}
+
+
 def test_levels_are_normalised_channelwise():
     neck = SimpleFeaturePyramid(in_channels=8, out_channels=16)
     for level in neck([torch.randn(1, 8, 4, 4)]):

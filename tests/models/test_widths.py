@@ -40,17 +40,24 @@ def mapper(in_channels: list[int]) -> dict:
 
 
 @pytest.mark.parametrize(
-    'backbone, neck, head_width',
+    'backbone, neck, head_width, strides',
     [
-        (dict(SWIN, out_indices=(0, 1)), fpn([16, 32]), 16),
-        (dict(SWIN, out_indices=(1,)), mapper([32]), 16),
-        (dict(SWIN, out_indices=(1,)), [mapper([32]), fpn([16])], 16),
-        (VIT, dict(type='mcf_mm.SimpleFeaturePyramid', in_channels=32, out_channels=16), 16),
-        (VIT, None, 32),
+        (dict(SWIN, out_indices=(0, 1)), fpn([16, 32]), 16, [4, 8, 16, 32, 64]),
+        (dict(SWIN, out_indices=(1,)), mapper([32]), 16, [8]),
+        (dict(SWIN, out_indices=(1,)), [mapper([32]), fpn([16])], 16, [8, 16, 32, 64, 128]),
+        (
+            VIT,
+            dict(type='mcf_mm.SimpleFeaturePyramid', in_channels=32, out_channels=16),
+            16,
+            [4, 8, 16, 32, 64],
+        ),
+        (VIT, None, 32, [16]),
     ],
 )
-def test_what_fits(backbone, neck, head_width):
-    build_model(retinanet(backbone, neck, head_width))
+def test_what_fits(backbone, neck, head_width, strides):
+    cfg = retinanet(backbone, neck, head_width)
+    cfg.model.bbox_head.anchor_generator.strides = strides
+    build_model(cfg)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from mmpretrain.models import DistilledVisionTransformer, VisionTransformer
 from torch import Tensor
 
+from mcf_mm.models.backbones.windows import WindowedBlocks
 from mcf_mm.models.slim import SlimUnits
 from mcf_mm.registry import MODELS
 from mcf_mm.weights.checkpoint import read_state_dict
@@ -47,11 +48,12 @@ class GridPositions:
 
 
 @MODELS.register_module()
-class SlimVisionTransformer(GridPositions, SlimUnits, VisionTransformer):
+class SlimVisionTransformer(GridPositions, SlimUnits, WindowedBlocks, VisionTransformer):
     """Vision Transformer with pruned FFNs and attentions.
 
-    Arguments are those of :class:`mmpretrain.models.VisionTransformer` and of
-    :class:`mcf_mm.models.slim.SlimUnits`.
+    Arguments are those of :class:`mmpretrain.models.VisionTransformer`, of
+    :class:`mcf_mm.models.slim.SlimUnits` and, for detectors on large images, ``window_size`` and
+    ``global_blocks`` of :class:`mcf_mm.models.backbones.windows.WindowedBlocks`.
 
     Example:
         >>> backbone = dict(
@@ -60,6 +62,9 @@ class SlimVisionTransformer(GridPositions, SlimUnits, VisionTransformer):
         >>> backbone = dict(
         ...     type='mcf_mm.SlimVisionTransformer', arch='deit-small',
         ...     sizes=dict(inputs=230, hidden=921, heads=[6] * 6 + [4] * 6))
+        >>> backbone = dict(  # as in ViTDet
+        ...     type='mcf_mm.SlimVisionTransformer', arch='deit-small', out_type='featmap',
+        ...     window_size=14, global_blocks=(2, 5, 8, 11))
     """
 
 

@@ -99,7 +99,9 @@ class SimpleFeaturePyramid(BaseModule):
 
         Returns:
             ``num_outs`` maps from ``start_level`` on of ``(B, D, 4H, 4W)``, ``(B, D, 2H, 2W)``,
-            ``(B, D, H, W)``, ``(B, D, H // 2, W // 2)`` and so on.
+            ``(B, D, H, W)``, ``(B, D, H // 2, W // 2)`` and so on. They have the type of the
+            weights, under autocast too: RoI extractors round the corners of regions to the type of
+            the maps, in bfloat16 to 2 pixels beyond 256.
         """
         shapes = [tuple(features.shape) for features in inputs]
         if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] != self.in_channels:
@@ -113,4 +115,5 @@ class SimpleFeaturePyramid(BaseModule):
         ]
         while len(levels) < self.num_outs:
             levels.append(F.max_pool2d(levels[-1], 1, stride=2))
-        return tuple(levels)
+        weight = self.convs[0][0].conv.weight
+        return tuple(level.to(weight.dtype) for level in levels)
