@@ -33,7 +33,11 @@ SMALL = {
     'detectors/retinanet_mcf-swin-t_fpn_1x_coco.py': (
         dict(SWIN, type='mcf_mm.SlimSwinTransformer', out_indices=(1,)),
         dict(SWIN, out_indices=(0, 1)),
-        dict(neck=PYRAMID, bbox_head=dict(stacked_convs=1)),
+        dict(
+            neck=PYRAMID,
+            # Two stages begin at stride 4.
+            bbox_head=dict(stacked_convs=1, anchor_generator=dict(strides=[4, 8, 16, 32, 64])),
+        ),
     ),
     'detectors/mask-rcnn_mcf-deit-s_sfp_1x_coco.py': (
         dict(VIT, type='mcf_mm.SlimVisionTransformer'),
