@@ -133,7 +133,8 @@ def parse_args() -> argparse.Namespace:
         '--heal',
         metavar='minutes=N|epochs=N',
         help='after the cut, train the small network on the calibration images, without labels, to '
-        'put out what the dense one does; more settings after commas, as in epochs=20,lr=1e-4',
+        'put out what the dense one does; more settings after commas, as in '
+        'epochs=20,bf16=True,folder=DIR (of other images)',
     )
     parser.add_argument(
         '--resume',
@@ -230,14 +231,18 @@ def read_heal(args: argparse.Namespace) -> dict | None:
         name, _, text = (word.strip() for word in part.partition('='))
         if name in settings:
             raise ValueError(f'--heal names {name} twice: {args.heal!r}')
-        for read in (int, float, {'True': True, 'False': False}.__getitem__):
+        readers = [int, float, {'True': True, 'False': False}.__getitem__]
+        for read in [str] if name == 'folder' else readers:
             try:
                 settings[name] = read(text)
                 break
             except (ValueError, KeyError):
                 continue
         else:
-            raise ValueError(f'--heal must be minutes=N or epochs=N, got {args.heal!r}')
+            raise ValueError(
+                f'--heal must be minutes=N or epochs=N, with settings such as bf16=True after '
+                f'commas, got {part.strip()!r} in {args.heal!r}'
+            )
     Healing.of(settings)
     return settings
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,14 @@ from mmengine.dataset import pseudo_collate
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset
 
 from mcf_mm.engine.runner import check_input
 from mcf_mm.pruning import Observer, find_classifier
 from mcf_mm.pruning.structure import check_seed, check_whole
+
+#: Whose pipeline shows images as the network sees them when it is used; the first that there is.
+EVALUATED = ('val_dataloader', 'test_dataloader', 'train_dataloader')
 
 
 def calibration_loader(
@@ -43,7 +47,7 @@ def calibration_loader(
     if not cfg.get('train_dataloader'):
         raise ValueError(f'{cfg.filename} has no train_dataloader to take calibration images from')
     dataset_cfg = copy.deepcopy(cfg.train_dataloader.dataset)
-    for name in ('val_dataloader', 'test_dataloader'):
+    for name in EVALUATED:
         if cfg.get(name):
             _set_pipeline(dataset_cfg, _pipeline(cfg[name].dataset))
             break
@@ -63,6 +67,36 @@ def calibration_loader(
         # Worker seeds come from here, so calibration leaves the global generator alone.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def folder_images(cfg: Config, folder: str) -> Dataset:
+    """All images below a folder, without labels, in the evaluation pipeline of a classifier.
+
+    Args:
+        cfg: Config of a classifier, with the loaders of :func:`calibration_loader`.
+        folder: Where the images are, in folders of any depth.
+
+    Raises:
+        ValueError: There is no such folder, or no image in it.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f'heal: folder={folder!r} is no folder of images')
+    loader = next(cfg[name] for name in EVALUATED if cfg.get(name))
+    dataset_cfg = ConfigDict(
+        type='mmpretrain.CustomDataset',
+        data_root=folder,
+        with_label=False,
+        pipeline=copy.deepcopy(_pipeline(loader.dataset)),
+    )
+    check_input(dataset_cfg)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        try:
+            dataset = DATASETS.build(dataset_cfg)
+        except RuntimeError as error:
+            raise ValueError(f'heal: folder={folder!r}: {error}') from error
+    # A file system lists its files in any order.
+    paths = [dataset.get_data_info(number)['img_path'] for number in range(len(dataset))]
+    return Subset(dataset, sorted(range(len(dataset)), key=paths.__getitem__))
 
 
 def _pipeline(dataset_cfg: ConfigDict) -> list:

@@ -10,8 +10,9 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import distributed, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
+from mcf_mm.engine.calibration_data import folder_images
 from mcf_mm.engine.in_run import report
 from mcf_mm.engine.networks import averages, unwrapped
 from mcf_mm.pruning import Healed, Healing, find_classifier, find_ffns, heal, split_aside
@@ -37,7 +38,8 @@ def heal_model(
     """Heal a pruned classifier of mmpretrain or detector of mmdet, see :func:`mcf_mm.pruning.heal`.
 
     Every tenth calibration image is kept aside (:func:`mcf_mm.pruning.split_aside`); the others are
-    mixed anew in each epoch, in batches of 16 or what the config trains with if that is less. A
+    mixed anew in each epoch, in batches of 16 or what the config trains with if that is less, with
+    as many others where ``folder`` has them. A
     detector without FFNs outside its backbone is run to the end of the backbone. Its images are
     flipped and not cropped; padding stays at the right and the bottom, and its tokens count in the
     distance as others do.
@@ -57,7 +59,7 @@ def heal_model(
         ValueError: As for :func:`mcf_mm.pruning.heal`; there is only one image.
     """
     healing = _healing(dense, settings)
-    training, aside = _batches(student, cfg, loader)
+    training, aside = _batches(student, cfg, loader, healing)
     with _bar(show) as progress:
         return heal(
             student,
@@ -89,7 +91,7 @@ def check_heal_model(
     healing = _healing(dense, settings)
     if state_file is not None:
         read_state(state_file, asdict(healing))
-    _, aside = _batches(dense, cfg, loader)
+    _, aside = _batches(dense, cfg, loader, healing)
     forward = _forward(dense)
     with evaluating(dense):
         batch = next(iter(aside))
@@ -160,30 +162,43 @@ class _Batches:
         numbers: Which images.
         model: Has the preprocessor.
         batch_size: Images of a batch.
+        others: Images of which as many are drawn anew for each epoch. Defaults to None.
     """
 
     def __init__(
-        self, loader: DataLoader, numbers: Sequence[int], model: nn.Module, batch_size: int
+        self,
+        loader: DataLoader,
+        numbers: Sequence[int],
+        model: nn.Module,
+        batch_size: int,
+        others: Dataset | None = None,
     ):
         self.loader, self.numbers, self.model = loader, numbers, model
         self.batch_size = batch_size
-        self.padded = find_classifier(model) is None
+        self.others = min(len(numbers), 0 if others is None else len(others))
+        self.dataset = ConcatDataset([loader.dataset, *([] if others is None else [others])])
+        self.is_classifier = find_classifier(model) is not None
 
     def __len__(self) -> int:
-        return -(-len(self.numbers) // self.batch_size)
+        return -(-(len(self.numbers) + self.others) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict]:
         return self._load(self.numbers)
 
     def shuffled(self, generator: torch.Generator) -> Iterator[dict]:
         """The batches of an epoch, of other images each time."""
-        order = torch.randperm(len(self.numbers), generator=generator).tolist()
-        return self._load([self.numbers[place] for place in order])
+        numbers = list(self.numbers)
+        if self.others:
+            first = len(self.loader.dataset)
+            drawn = torch.randperm(len(self.dataset) - first, generator=generator)[: self.others]
+            numbers += (first + drawn).tolist()
+        order = torch.randperm(len(numbers), generator=generator).tolist()
+        return self._load([numbers[place] for place in order])
 
     def _load(self, numbers: Sequence[int]) -> Iterator[dict]:
         starts = range(0, len(numbers), self.batch_size)
         loader = DataLoader(
-            self.loader.dataset,
+            self.dataset,
             batch_sampler=[numbers[start : start + self.batch_size] for start in starts],
             num_workers=self.loader.num_workers,
             collate_fn=self.loader.collate_fn,
@@ -191,10 +206,12 @@ class _Batches:
             generator=torch.Generator().manual_seed(0),
         )
         for batch in loader:
+            if self.is_classifier:
+                batch = {'inputs': batch['inputs']}  # others have no labels, and none are needed
             data = self.model.data_preprocessor(batch, False)
             samples = data.get('data_samples')
             if (
-                self.padded
+                not self.is_classifier
                 and isinstance(samples, list)
                 and all('img_shape' in sample for sample in samples)
             ):
@@ -202,11 +219,24 @@ class _Batches:
             yield data
 
 
-def _batches(model: nn.Module, cfg: Config, loader: DataLoader) -> tuple[_Batches, _Batches]:
+def _batches(
+    model: nn.Module, cfg: Config, loader: DataLoader, healing: Healing
+) -> tuple[_Batches, _Batches]:
     """Batches to train on, and those kept aside."""
     size = min(BATCH_SIZE, cfg.train_dataloader.get('batch_size') or BATCH_SIZE)
     training, aside = split_aside(range(len(loader.dataset)))
-    return _Batches(loader, training, model, size), _Batches(loader, aside, model, size)
+    others = None
+    if healing.folder is not None:
+        if find_classifier(model) is None:
+            raise ValueError(
+                f'heal: folder={healing.folder!r} is for classifiers; a detector heals on the '
+                'images of its training set'
+            )
+        others = folder_images(cfg, healing.folder)
+    return (
+        _Batches(loader, training, model, size, others),
+        _Batches(loader, aside, model, size),
+    )
 
 
 class _BackboneDone(Exception):

@@ -90,6 +90,11 @@ def heal(
                 f'heal: {name} must be iterable more than once, got {type(value).__name__}; give '
                 f'list({name})'
             )
+    if healing.folder is not None and not hasattr(batches, 'shuffled'):
+        raise ValueError(
+            f'heal: folder={healing.folder!r} is read where a config says how; here, put its '
+            'images into batches'
+        )
     if student is dense:
         raise ValueError('heal: student and dense are one network; copy the dense one first')
     forward = forward or (lambda model, batch: model(batch))

@@ -26,6 +26,9 @@ class Healing:
         bf16: Whether the training steps run in mixed precision (bfloat16 autocast). Worth it on
             GPUs, and on CPUs with bfloat16 units such as Intel's AMX. The images kept aside are
             always measured in single precision. Defaults to False.
+        folder: Of other images, of which as many as there are calibration images are drawn
+            anew in each epoch; no labels are read. For classifiers of OpenMMLab, whose config says
+            how images are read. Defaults to None.
         seed: Of the order of the images, crops and flips. Defaults to 0.
 
     Raises:
@@ -41,6 +44,7 @@ class Healing:
     crop: bool = True
     flip: bool = True
     bf16: bool = False
+    folder: str | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -66,6 +70,8 @@ class Healing:
         for name in ('crop', 'flip', 'bf16'):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f'heal: {name} must be True or False, got {getattr(self, name)!r}')
+        if self.folder is not None and not (isinstance(self.folder, str) and self.folder):
+            raise ValueError(f'heal: folder must be that of some images, got {self.folder!r}')
         check_seed(self.seed)
 
     @classmethod

@@ -12,12 +12,13 @@ from fork_server import run_tool, start_tool
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from PIL import Image
 from recording import ROOT, environment
 from test_distributed import launch, records
 from test_other_networks import detr
 
 from mcf_mm.engine import heal as engine
-from mcf_mm.engine.calibration_data import calibration_loader
+from mcf_mm.engine.calibration_data import calibration_loader, folder_images
 from mcf_mm.engine.heal import _Batches, _forward, check_heal_model, heal_model
 from mcf_mm.engine.networks import build_model
 from mcf_mm.pruning import find_ffns, prune
@@ -117,7 +118,11 @@ def test_a_killed_tool_goes_on_to_the_same_network(dense, tmp_path):
         (['--heal', 'minutes=nan'], 'heal: minutes must be a number above 0, got nan'),
         (['--heal', 'epochs=1.5'], 'heal: epochs must be a whole number, got 1.5'),
         (['--heal', 'hours=1'], "heal: no setting 'hours'; there are minutes, epochs, "),
-        (['--heal', '15'], "--heal must be minutes=N or epochs=N, got '15'"),
+        (['--heal', '15'], '--heal must be minutes=N or epochs=N, with settings'),
+        (['--heal', 'epochs=1,bf16=yes'], "got 'bf16=yes' in 'epochs=1,bf16=yes'"),
+        (['--heal', 'epochs=1,folder=gone'], "heal: folder='gone' is no folder of images"),
+        (['--heal', 'epochs=1,folder=tools'], "heal: folder='tools': Found 0 files"),
+        (['--heal', 'epochs=1,folder='], "folder must be that of some images, got ''"),
         (['--heal', 'epochs=1,epochs=2'], '--heal names epochs twice'),
         (['--heal', 'epochs=1,minutes=2'], 'either minutes or epochs'),
         (['--heal', 'epochs=1', '--num-images', '1'], 'heal needs at least 2 images, one of them'),
@@ -133,6 +138,51 @@ def test_bad_options_are_named_before_any_time_is_spent(dense, tmp_path, options
     assert done.returncode == 1
     assert message in done.stderr
     assert not list(tmp_path.glob('o/*'))
+
+
+def test_other_images_are_drawn_from_a_folder(dense, tmp_path):
+    photos = tmp_path / 'photos' / 'of' / 'mine'
+    photos.mkdir(parents=True)
+    for number in range(30):
+        Image.new('RGB', (40 + number, 50), (8 * number, 90, 200)).save(photos / f'{number}.jpg')
+    heal = f'epochs=2,lr=1e-3,bf16=True,folder={tmp_path / "photos"}'
+    out, again = tmp_path / 'healed', tmp_path / 'again'
+    for folder in (out, again):
+        done = run_tool(command(dense, folder, '--heal', heal))
+        assert done.returncode == 0, done.stderr
+    # Nine calibration images of ten, and nine others, twice.
+    assert 'healed on 36 images in' in done.stdout
+    told = read_header(out / 'slim.safetensors')['heal']
+    assert (told['folder'], told['bf16'], told['images']) == (str(tmp_path / 'photos'), True, 36)
+    first, second = (read_state_dict(str(path / 'slim.safetensors')) for path in (out, again))
+    assert_same(first, second)
+    (photos / '7.jpg').write_bytes(b'no image')
+    done = run_tool(command(dense, tmp_path / 'damaged', '--heal', heal.replace('=2', '=9')))
+    assert done.returncode == 1 and '7.jpg' in done.stderr
+    assert not (tmp_path / 'damaged' / 'slim.safetensors').exists()
+
+
+def test_others_are_drawn_anew_in_each_epoch(cfg, tmp_path):
+    photos = tmp_path / 'photos'
+    photos.mkdir()
+    for number in range(40):
+        Image.new('RGB', (32, 32), (6 * number, 3, 250)).save(photos / f'{number:02}.png')
+    cfg.custom_hooks = []
+    model, loader = build_model(cfg), calibration_loader(cfg, 6)
+    others = folder_images(cfg, str(photos))
+    batches = _Batches(loader, range(6), model, 4, others)
+    generator = torch.Generator().manual_seed(0)
+    epochs = [torch.cat([b['inputs'] for b in batches.shuffled(generator)]) for _ in range(2)]
+    own = torch.cat([batch['inputs'] for batch in batches])
+    assert len(batches) == 3 and len(own) == 6
+    drawn = []
+    for images in epochs:
+        is_own = [any(torch.equal(image, one) for one in own) for image in images]
+        assert len(images) == 12 and sum(is_own) == 6
+        drawn.append(
+            {float(image[0, 0, 0]) for image, mine in zip(images, is_own, strict=True) if not mine}
+        )
+    assert len(drawn[0]) == len(drawn[1]) == 6 and drawn[0] != drawn[1]
 
 
 def test_a_detector_heals_by_its_backbone(detection_cfg, tmp_path):
@@ -151,6 +201,8 @@ def test_a_detector_heals_by_its_backbone(detection_cfg, tmp_path):
     model = with_large_weights(build_model(detection_cfg))
     loader = calibration_loader(detection_cfg, 10)
     check_heal_model(model, detection_cfg, loader, dict(epochs=1))
+    with pytest.raises(ValueError, match="folder='.' is for classifiers; a detector heals on the"):
+        check_heal_model(model, detection_cfg, loader, dict(epochs=1, folder='.'))
     student, heads = copy.deepcopy(model), []
     prune(student, [], 'magnitude', dict(hidden=0.5))
     handle = student.bbox_head.register_forward_hook(lambda *args: heads.append(args))

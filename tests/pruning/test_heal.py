@@ -250,6 +250,8 @@ def test_a_loss_that_is_no_number_stops_it(pair, images):
         (dict(epochs=1, temperature=0), 'temperature must be a number above 0, got 0'),
         (dict(epochs=1, blocks=-1), 'blocks is a weight and must be a number from 0 on, got -1'),
         (dict(epochs=1, logits=0, blocks=0), 'logits and blocks are both 0'),
+        (dict(epochs=1, folder=3), 'folder must be that of some images, got 3'),
+        (dict(epochs=1, folder='photos'), "folder='photos' is read where a config says how"),
         (dict(epochs=1, bf16=1), 'bf16 must be True or False, got 1'),
         (dict(epochs=1, crop=1), 'crop must be True or False, got 1'),
         (dict(epochs=1, seed=-1), 'seed must be a whole number .* got -1'),
