@@ -23,8 +23,8 @@ from mmengine.config import DictAction
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
 from mcf_mm.engine.config import load_config
+from mcf_mm.engine.heal import parse_settings
 from mcf_mm.engine.prune import prune_checkpoint
-from mcf_mm.pruning import Healing
 from mcf_mm.pruning.compensation import COMPENSATIONS
 from mcf_mm.pruning.criteria import CRITERIA
 from mcf_mm.pruning.criteria.mcf import METHODS
@@ -220,31 +220,13 @@ def read_heal(args: argparse.Namespace) -> dict | None:
     """Settings of healing; None where none was asked for.
 
     Raises:
-        ValueError: They are not NAME=VALUE,..., or ``--resume`` is given without them.
+        ValueError: They are wrong, or ``--resume`` is given without them.
     """
     if args.heal is None:
         if args.resume:
             raise ValueError('--resume goes on with --heal: give the same --heal as before')
         return None
-    settings: dict = {}
-    for part in args.heal.split(','):
-        name, _, text = (word.strip() for word in part.partition('='))
-        if name in settings:
-            raise ValueError(f'--heal names {name} twice: {args.heal!r}')
-        readers = [int, float, {'True': True, 'False': False}.__getitem__]
-        for read in [str] if name == 'folder' else readers:
-            try:
-                settings[name] = read(text)
-                break
-            except (ValueError, KeyError):
-                continue
-        else:
-            raise ValueError(
-                f'--heal must be minutes=N or epochs=N, with settings such as bf16=True after '
-                f'commas, got {part.strip()!r} in {args.heal!r}'
-            )
-    Healing.of(settings)
-    return settings
+    return parse_settings(args.heal)
 
 
 def main() -> None:

@@ -100,6 +100,36 @@ def check_heal_model(
         augment(batch['inputs'], torch.Generator(), healing.crop, healing.flip)
 
 
+def parse_settings(text: str) -> dict[str, Any]:
+    """Settings of :class:`mcf_mm.pruning.Healing` from the text of an option.
+
+    Args:
+        text: ``NAME=VALUE``, several with commas between them, such as ``'epochs=20,lr=1e-4'``.
+
+    Raises:
+        ValueError: It is something else, a name is there twice or unknown, or a value wrong.
+    """
+    settings: dict[str, Any] = {}
+    for part in text.split(','):
+        name, _, value = (word.strip() for word in part.partition('='))
+        if name in settings:
+            raise ValueError(f'--heal names {name} twice: {text!r}')
+        readers = [int, float, {'True': True, 'False': False}.__getitem__]
+        for read in [str] if name == 'folder' else readers:
+            try:
+                settings[name] = read(value)
+                break
+            except (ValueError, KeyError):
+                continue
+        else:
+            raise ValueError(
+                '--heal must be minutes=N or epochs=N, with settings such as bf16=True after '
+                f'commas, got {part.strip()!r} in {text!r}'
+            )
+    Healing.of(settings)
+    return settings
+
+
 def check_heal_step(last_step: str, settings: Mapping[str, Any] | None) -> None:
     """Raise a ValueError if a network is to be healed that is not cut (``last_step`` of MCF)."""
     if settings is not None and last_step != 'x_transformation':

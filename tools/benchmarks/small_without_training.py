@@ -37,7 +37,7 @@ from torch import nn
 import mcf_mm
 from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
 from mcf_mm.engine.config import input_shape, load_config
-from mcf_mm.engine.heal import heal_model
+from mcf_mm.engine.heal import heal_model, parse_settings
 from mcf_mm.engine.networks import build_model, model_costs
 from mcf_mm.engine.prune import FirstShown, steps_bar
 from mcf_mm.files import whole_file
@@ -141,7 +141,9 @@ def parse_args() -> argparse.Namespace:
         'other; the images to report on are not read',
     )
     parser.add_argument('--label', help='what is told of these rows, such as other images')
-    parser.add_argument('--heal', metavar='minutes=N|epochs=N', help='heal after the cut')
+    parser.add_argument(
+        '--heal', metavar='epochs=N,...', help='heal after the cut, as prune.py does'
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
     return parser.parse_args()
 
@@ -197,10 +199,7 @@ class Bench:
             self.prune(model, loader, arguments, seed)
         row = self.measured(model, time.process_time() - start) | {'shared_seconds': shared}
         if self.args.heal:
-            settings = {
-                name: float(value) if name == 'minutes' else int(value)
-                for name, value in [self.args.heal.split('=')]
-            }
+            settings = parse_settings(self.args.heal)
             state = Path('work_dirs/bench') / (re.sub(r'\W+', '_', key) + '.pt')
             state.parent.mkdir(parents=True, exist_ok=True)
             start = time.process_time()
