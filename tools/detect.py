@@ -1,4 +1,4 @@
-"""Draws the boxes that a detector finds in images, or those of two detectors side by side."""
+"""Draws the boxes of a detector, or of two side by side, in images and videos."""
 
 import argparse
 import contextlib
@@ -9,21 +9,32 @@ from rich.console import Console
 from rich.progress import Progress
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
-from mcf_mm.analysis.detections import Detector, draw_detections, find_images, name_pictures
+from mcf_mm.analysis.detections import (
+    IMG_EXTENSIONS,
+    Detector,
+    draw_detections,
+    find_inputs,
+    name_pictures,
+)
+from mcf_mm.analysis.videos import VIDEO_EXTENSIONS, draw_video
 from mcf_mm.engine.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Draws the boxes that a detector finds in images, or those of two detectors '
-        'side by side, and says how many there are. Pictures have the names of the images. Class '
-        'names are those of the checkpoint, or of the config where it has none.',
+        description='Draws the boxes that a detector finds in images and videos, or those of two '
+        'detectors side by side, and says how many there are. Pictures have the names of the '
+        'images; a video becomes .mp4 with as many frames per second, without sound. Class names '
+        'are those of the checkpoint, or of the config where it has none.',
         epilog='example: python tools/detect.py photo.jpg more_photos/ '
         '--config configs/yolos/yolos_deit-tiny_8xb2-300e_coco.py --checkpoint dense.pth '
         '--against work_dirs/pruned/slim.py work_dirs/pruned/slim.safetensors --out pictures',
     )
     parser.add_argument(
-        'images', nargs='+', metavar='IMAGE', help='image file, or a folder of them'
+        'images',
+        nargs='+',
+        metavar='INPUT',
+        help='image or video file, or a folder of them (without the folders in it)',
     )
     parser.add_argument('--config', required=True, help='config of a detector of mmdet or mcf_mm')
     parser.add_argument('--checkpoint', required=True, help='its weights, .pth or .safetensors')
@@ -31,9 +42,9 @@ def parse_args() -> argparse.Namespace:
         '--against',
         nargs=2,
         metavar=('CONFIG', 'CHECKPOINT'),
-        help='a second detector, whose boxes are drawn in a copy of the image to the right',
+        help='a second detector, whose boxes are drawn in a copy to the right',
     )
-    parser.add_argument('--out', required=True, type=Path, help='folder for the pictures')
+    parser.add_argument('--out', required=True, type=Path, help='folder for what is drawn')
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='draw boxes with a higher score (default: 0.3)'
     )
@@ -53,11 +64,38 @@ def load_detectors(args: argparse.Namespace) -> list[Detector]:
     ]
 
 
+def draw(
+    source: Path, target: Path, detectors: list[Detector], score_thr: float, progress: Progress
+) -> str:
+    """Draws an image or a video; returns what was found."""
+    if source.suffix.lower() in VIDEO_EXTENSIONS:
+        task = progress.add_task(source.name, total=None)
+        try:
+            frames, counts = draw_video(
+                source,
+                detectors,
+                target,
+                score_thr,
+                lambda number, total: progress.update(task, completed=number, total=total),
+            )
+        finally:
+            progress.remove_task(task)
+        where = f' in {frames} frames'
+    else:
+        counts = draw_detections(source, detectors, target, score_thr)
+        where = ''
+    boxes = ' and '.join(f'{count} box{"" if count == 1 else "es"}' for count in counts)
+    return f'{boxes}{where}'
+
+
 def main() -> None:
     args = parse_args()
     try:
         # Before the networks are loaded, which takes longer.
-        pictures = name_pictures(find_images(args.images), args.out)
+        sources, skipped = find_inputs(args.images, (*IMG_EXTENSIONS, *VIDEO_EXTENSIONS))
+        pictures = name_pictures(sources, args.out, VIDEO_EXTENSIONS)
+        for line in skipped:
+            print(line, file=sys.stderr)
         # Whatever the libraries say goes to stderr, so that stdout can be piped.
         with contextlib.redirect_stdout(sys.stderr):
             detectors = load_detectors(args)
@@ -66,23 +104,21 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         sys.exit(f'error: {error}')
     failed = 0
+    one_image = len(sources) == 1 and sources[0].suffix.lower() in IMG_EXTENSIONS
     # The bar is on stderr; in a terminal lines go above it.
     with Progress(
-        console=Console(stderr=True),
-        disable=len(pictures) == 1,
-        redirect_stdout=sys.stdout.isatty(),
+        console=Console(stderr=True), disable=one_image, redirect_stdout=sys.stdout.isatty()
     ) as progress:
-        for image, picture in progress.track(pictures.items(), description='images'):
+        for source, picture in progress.track(pictures.items(), description='files'):
             try:
-                counts = draw_detections(image, detectors, picture, args.score_thr)
+                found = draw(source, picture, detectors, args.score_thr, progress)
             except (ValueError, OSError) as error:
                 print(f'error: {error}', file=sys.stderr)
                 failed += 1
                 continue
-            boxes = ' and '.join(f'{count} box{"" if count == 1 else "es"}' for count in counts)
-            print(f'{image}: {boxes}, drawn to {picture}')
+            print(f'{source}: {found}, drawn to {picture}')
     if failed:
-        sys.exit(f'error: {failed} of {len(pictures)} images could not be read or drawn')
+        sys.exit(f'error: {failed} of {len(pictures)} files could not be read or drawn')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Exports a classifier or YOLOS, dense or pruned, to ONNX."""
+"""Exports a classifier or a detector, dense or pruned, to ONNX."""
 
 import argparse
 import contextlib
@@ -12,13 +12,15 @@ from mcf_mm.engine.export import export_checkpoint
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Exports a classifier (mmpretrain) or YOLOS, dense or pruned, to one ONNX '
-        'file. Input "images": float32 (batch, 3, H, W), RGB, 0 to 255, any number of images '
-        'resized to the size of the export; normalisation is in the graph. Output of a '
-        'classifier: "logits" (batch, classes). Outputs of YOLOS, for each detection token: '
+        description='Exports a classifier (mmpretrain), YOLOS, RetinaNet, ATSS or FCOS, dense or '
+        'pruned, to one ONNX file. Input "images": float32 (batch, 3, H, W), RGB, 0 to 255, any '
+        'number of images resized to the size of the export; normalisation is in the graph. Output '
+        'of a classifier: "logits" (batch, classes). Outputs of YOLOS, for each detection token: '
         '"scores" and "labels" (batch, N), "boxes" (batch, N, 4) as x1 y1 x2 y2 from 0 to 1, so '
-        'times width and height of the photo. Class names are in the metadata. The file is '
-        'written only if ONNX Runtime gives the results of torch, to 1e-3.',
+        'times width and height of the photo. RetinaNet, ATSS and FCOS take one image and put out '
+        'the same, batch 1, for the boxes that NMS leaves, best first, as test_cfg of the model '
+        'says. Class names are in the metadata. The file is written only if ONNX Runtime gives the '
+        'results of torch (of mmdet, where there is NMS), to 1e-3.',
         epilog='example: python tools/export_onnx.py work_dirs/pruned/slim.py '
         'work_dirs/pruned/slim.safetensors slim.onnx',
     )

@@ -83,59 +83,97 @@ class Detector(DetInferencer):
                     f'{len(names)}; set metainfo=dict(classes=...) of test_dataloader.dataset'
                 )
 
-    def draw(self, image: Path, score_threshold: float = 0.3) -> tuple[np.ndarray, int]:
-        """Detects in an image file and draws the boxes.
+    def draw(
+        self, image: Path | np.ndarray, score_threshold: float = 0.3
+    ) -> tuple[np.ndarray, int]:
+        """Detects in an image and draws the boxes.
 
         Args:
-            image: Image file.
+            image: Image file, or pixels, BGR ``(H, W, 3)``, uint8, as OpenCV reads them.
             score_threshold: Boxes with a higher score are drawn. Defaults to 0.3.
 
         Returns:
             The picture, RGB ``(H, W, 3)``, uint8, in the size of the image, and the number of
             boxes in it.
         """
-        result = self(
-            str(image), return_vis=True, return_datasamples=True, pred_score_thr=score_threshold
-        )
-        scores = result['predictions'][0].pred_instances.scores
-        return result['visualization'][0], int((scores > score_threshold).sum())
+        if isinstance(image, np.ndarray):
+            sample = self(image, return_datasamples=True)['predictions'][0]
+            # mmdet would draw on BGR as if it were RGB, with the colours of the boxes exchanged.
+            pixels = np.ascontiguousarray(image[..., ::-1])
+            self.visualizer.add_datasample(
+                self.title, pixels, sample, draw_gt=False, pred_score_thr=score_threshold
+            )
+            picture = self.visualizer.get_image()
+        else:
+            result = self(
+                str(image), return_vis=True, return_datasamples=True, pred_score_thr=score_threshold
+            )
+            sample, picture = result['predictions'][0], result['visualization'][0]
+        return picture, int((sample.pred_instances.scores > score_threshold).sum())
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """The image files that a user speaks of.
+def find_inputs(
+    inputs: Sequence[str | Path], endings: Sequence[str] = IMG_EXTENSIONS
+) -> tuple[list[Path], list[str]]:
+    """The files that a user speaks of.
 
     Args:
-        inputs: Image files, and folders whose images are meant (not those of their subfolders).
+        inputs: Files, and folders whose files are meant (not those of their subfolders).
+        endings: How their names may end. Defaults to those of images.
+
+    Returns:
+        The files, and a line about each folder of which something is left out.
 
     Raises:
         FileNotFoundError: Something is not there.
-        ValueError: A folder has no images, or a file does not end as images do.
+        ValueError: A folder has no such file, or a file ends otherwise.
     """
     inputs = [Path(path) for path in inputs]
     if missing := [str(path) for path in inputs if not path.exists()]:
         raise FileNotFoundError(f'no file or folder {", ".join(missing)}')
-    images: dict[Path, None] = {}  # a set that keeps its order
+    files: dict[Path, None] = {}  # a set that keeps its order
+    skipped = []
     for path in inputs:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        found = [file for file in files if file.suffix.lower() in IMG_EXTENSIONS]
+        entries = sorted(path.iterdir()) if path.is_dir() else [path]
+        found = [
+            entry for entry in entries if entry.suffix.lower() in endings and not entry.is_dir()
+        ]
         if not found:
             what = 'has no image' if path.is_dir() else 'is no image'
-            raise ValueError(f'{path} {what}: their names end in {", ".join(IMG_EXTENSIONS)}')
-        images.update(dict.fromkeys(found))
-    return list(images)
+            if set(endings) > set(IMG_EXTENSIONS):
+                what += ' or video'
+            raise ValueError(f'{path} {what}: their names end in {", ".join(endings)}')
+        folders = sum(entry.is_dir() for entry in entries)
+        if others := len(entries) - len(found) - folders:
+            skipped.append(f'{path}: {others} other file(s) skipped')
+        if folders:
+            skipped.append(
+                f'{path}: {folders} folder(s) in it skipped; name them to have them drawn'
+            )
+        files.update(dict.fromkeys(found))
+    return list(files), skipped
 
 
-def name_pictures(images: Sequence[Path], out_dir: Path) -> dict[Path, Path]:
-    """The picture to write for each image, by the name of the image (a ``.pgm`` becomes ``.png``).
+def name_pictures(
+    images: Sequence[Path], out_dir: Path, videos: Sequence[str] = ()
+) -> dict[Path, Path]:
+    """The picture or video to write for each file, by its name.
+
+    A ``.pgm`` becomes ``.png``, as it has no place for coloured boxes, and every video ``.mp4``.
+
+    Args:
+        images: Files of images, and of videos.
+        out_dir: Folder for the pictures.
+        videos: How the names of videos end. Defaults to no videos.
 
     Raises:
         ValueError: Two pictures would have one name, or one would replace an image.
     """
     pictures: dict[Path, Path] = {}
     for image in images:
-        # A .pgm file has no colours for the boxes.
-        name = f'{image.stem}.png' if image.suffix.lower() == '.pgm' else image.name
-        pictures[image] = out_dir / name
+        ending = image.suffix.lower()
+        new = '.mp4' if ending in videos else '.png' if ending == '.pgm' else image.suffix
+        pictures[image] = out_dir / f'{image.stem}{new}'
         if pictures[image].resolve() in {other.resolve() for other in images}:
             raise ValueError(f'{out_dir}: the picture of {image} would replace an image')
     by_picture: dict[Path, Path] = {}
@@ -166,13 +204,30 @@ def draw_detections(
     """
     # Asked first: mmdet would draw boxes into the grey that OpenCV makes of a truncated JPEG.
     LoadImageFromFile().transform(dict(img_path=str(image)))
+    pixels, counts = draw_panels(image, detectors, score_threshold)
+    _write_picture(picture, pixels)
+    return counts
+
+
+def draw_panels(
+    image: Path | np.ndarray, detectors: Sequence[Detector], score_threshold: float = 0.3
+) -> tuple[np.ndarray, list[int]]:
+    """What each detector finds, side by side with a caption each when there are several.
+
+    Args:
+        image: As for :meth:`Detector.draw`.
+        detectors: One detector or several.
+        score_threshold: Boxes with a higher score are drawn. Defaults to 0.3.
+
+    Returns:
+        The picture, RGB, uint8, and the number of boxes of each detector.
+    """
     panels, counts = zip(
         *(detector.draw(image, score_threshold) for detector in detectors), strict=True
     )
     if len(detectors) > 1:
         panels = [_add_caption(*triple) for triple in zip(panels, detectors, counts, strict=True)]
-    _write_picture(picture, np.hstack(panels))
-    return list(counts)
+    return np.hstack(panels), list(counts)
 
 
 def _add_caption(panel: np.ndarray, detector: Detector, count: int) -> np.ndarray:

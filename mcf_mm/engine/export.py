@@ -21,12 +21,12 @@ def export_checkpoint(
     """Write the network of a config and a checkpoint as an ONNX graph.
 
     Args:
-        cfg: Config of an mmpretrain classifier or of YOLOS.
+        cfg: Config of an mmpretrain classifier, or of a detector that can be exported.
         checkpoint: Its weights, ``.pth`` or ``.safetensors``.
         path: File to write, see :func:`mcf_mm.weights.onnx.export_onnx`; its metadata says
             ``classes`` and ``origin`` besides.
         shape: Height and width of the images in pixels. Defaults to what the config evaluates;
-            for YOLOS the largest landscape image of whole patches.
+            for detectors the largest landscape image, for YOLOS of whole patches.
         opset: Version of ONNX's operators. Defaults to the one that torch recommends.
 
     Returns:

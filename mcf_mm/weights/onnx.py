@@ -1,4 +1,4 @@
-"""Exports classifiers and YOLOS, dense or pruned, to ONNX: the work of ``tools/export_onnx.py``."""
+"""Exports networks, dense or pruned, to ONNX: the work of ``tools/export_onnx.py``."""
 
 import importlib.util
 import json
@@ -14,118 +14,36 @@ from torch import Tensor, nn
 
 import mcf_mm
 from mcf_mm.files import whole_file
+from mcf_mm.weights.exported import ExportedClassifier, ExportedNetwork, ExportedYOLOS
 
 #: Largest difference between ONNX Runtime and torch; a file with more is not written.
 TOLERANCE = 1e-3
 #: torch's exporter by graph capture from this version on, the one by tracing before.
 CAPTURE_SINCE = Version('2.6')
+#: Detectors of mmdet that are exported with NMS.
+ONE_STAGE = ('RetinaNet', 'ATSS', 'FCOS')
 PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
-
-
-class ExportedNetwork(nn.Module):
-    """What a graph computes from images: normalisation, then the network.
-
-    Args:
-        model: The network. It is put into evaluation mode.
-    """
-
-    outputs: tuple[str, ...]
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        preprocessor = model.data_preprocessor
-        # OpenMMLab reads images as BGR. mmpretrain's preprocessor has another name for the switch.
-        self.takes_rgb = getattr(preprocessor, 'to_rgb', False) or getattr(
-            preprocessor, '_channel_conversion', False
-        )
-        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-        self.channels = first.in_channels
-        zeros = torch.zeros(self.channels, 1, 1)
-        self.register_buffer('mean', getattr(preprocessor, 'mean', zeros).clone())
-        self.register_buffer('std', getattr(preprocessor, 'std', zeros + 1).clone())
-        self.model = model
-        self.train(False)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """From RGB images, 0 to 255, to what the network was trained on, ``(B, C, H, W)``.
-
-        Images of one channel, or of more than three, are in the order of the training.
-        """
-        if self.channels == 3 and not self.takes_rgb:
-            images = images.flip(1)
-        return (images - self.mean) / self.std
-
-    def difference(self, images: Tensor, outputs: list[Tensor]) -> float:
-        """Largest difference between ``outputs`` and what torch makes of ``images``."""
-        raise NotImplementedError
-
-    def train(self, mode: bool = True) -> 'ExportedNetwork':
-        """As in torch; mmpretrain's backbones return None."""
-        super().train(mode)
-        return self
-
-
-class ExportedClassifier(ExportedNetwork):
-    """Puts out ``logits``, ``(B, classes)``, of an mmpretrain classifier."""
-
-    outputs = ('logits',)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(self.normalise(images), mode='tensor')
-
-    def difference(self, images: Tensor, outputs: list[Tensor]) -> float:
-        return (self(images) - outputs[0]).abs().max().item()
-
-
-class ExportedYOLOS(ExportedNetwork):
-    """Puts out one box for each detection token of YOLOS, in no order, as its head predicts.
-
-    ``scores`` and ``labels`` are ``(B, N)``, ``boxes`` ``(B, N, 4)`` with x1, y1, x2, y2 relative
-    to the image, from 0 to 1: times its width and height, whatever it had before it was resized.
-    """
-
-    outputs = ('scores', 'labels', 'boxes')
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        probabilities, boxes = self.probabilities_and_boxes(images)
-        scores, labels = probabilities.max(dim=-1)
-        return scores, labels, boxes
-
-    def probabilities_and_boxes(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability of each class, ``(B, N, classes)``, and the boxes."""
-        # The size as plain numbers: a graph is for one size, its positions are constants.
-        shape = tuple(int(side) for side in images.shape[-2:])
-        (tokens,) = self.model.backbone(self.normalise(images), [shape])
-        (logits,), (boxes,) = self.model.bbox_head(tokens[None])
-        probabilities = logits.softmax(dim=-1)[..., :-1]
-        if (class_ids := self.model.bbox_head.class_ids) is not None:
-            probabilities = probabilities[..., class_ids]
-        centres, sizes = boxes.chunk(2, dim=-1)
-        corners = torch.cat((centres - sizes / 2, centres + sizes / 2), dim=-1)
-        return probabilities, corners.clamp(0, 1)
-
-    def difference(self, images: Tensor, outputs: list[Tensor]) -> float:
-        probabilities, boxes = self.probabilities_and_boxes(images)
-        scores, labels, found = outputs
-        # Of two classes that are as likely either may win: the probability counts, not the label.
-        chosen = probabilities.gather(-1, labels[..., None])[..., 0]
-        gaps = (chosen - scores, probabilities.amax(dim=-1) - scores, boxes - found)
-        return max(gap.abs().max().item() for gap in gaps)
 
 
 def exportable(model: nn.Module) -> ExportedNetwork:
     """The network as it is exported.
 
     Raises:
-        ValueError: It is neither a classifier of mmpretrain nor a YOLOS.
+        ValueError: It is no classifier of mmpretrain, YOLOS, RetinaNet, ATSS or FCOS.
     """
+    kind = type(model).__name__
     kinds = {'ImageClassifier': ExportedClassifier, 'YOLOS': ExportedYOLOS}
-    if type(model).__name__ not in kinds:
+    if kind in ONE_STAGE:
+        # Needs mmdet and torchvision, which classifiers do without.
+        from mcf_mm.weights.exported_detectors import ExportedOneStage
+
+        kinds[kind] = ExportedOneStage
+    if kind not in kinds:
         raise ValueError(
-            f'{type(model).__name__} cannot be exported: only mmpretrain.ImageClassifier and '
-            'mcf_mm.YOLOS can'
+            f'{kind} cannot be exported: only mmpretrain.ImageClassifier, mcf_mm.YOLOS and '
+            f"mmdet's {', '.join(ONE_STAGE)} can"
         )
-    return kinds[type(model).__name__](model)
+    return kinds[kind](model)
 
 
 def export_onnx(
@@ -138,13 +56,14 @@ def export_onnx(
     """Write a network as an ONNX graph, once ONNX Runtime has given the same results as torch.
 
     The input ``images`` is float32 ``(batch, 3, H, W)``, RGB, 0 to 255: any number of images that
-    were resized to one fixed size. Normalisation is in the graph. The outputs are those of
-    :class:`ExportedClassifier` or :class:`ExportedYOLOS`. The metadata of the file says ``mean``
-    and ``std`` (both are in the graph already), ``mcf_mm``, the version, and ``facts``, each as
-    JSON.
+    were resized to one fixed size, for RetinaNet, ATSS and FCOS one image. Normalisation is in the
+    graph. The outputs are those of :class:`ExportedClassifier`, :class:`ExportedYOLOS` or
+    :class:`mcf_mm.weights.exported_detectors.ExportedOneStage`. The metadata of the file says
+    ``mean`` and ``std`` (both are in the graph already), ``mcf_mm``, the version, and ``facts``,
+    each as JSON.
 
     Args:
-        model: An mmpretrain classifier or a YOLOS, with its weights.
+        model: An mmpretrain classifier, YOLOS, RetinaNet, ATSS or FCOS, with its weights.
         path: File to write, which appears whole or not at all.
         shape: Height and width of the images in pixels.
         facts: More for the metadata. Defaults to none.
@@ -156,8 +75,8 @@ def export_onnx(
     Raises:
         ImportError: A package that this needs is missing.
         RuntimeError: ONNX Runtime gives other results than torch.
-        ValueError: The network is neither a classifier nor YOLOS, or sides are not multiples of
-            YOLOS's patch size.
+        ValueError: The network is none of these, or sides are not multiples of what the detector
+            needs.
     """
     check_packages()
     network = exportable(model)
@@ -170,7 +89,12 @@ def export_onnx(
     )
     with whole_file(path) as partial:
         with torch.no_grad():
-            _write_graph(network, _images(2, shape, network.channels), partial, opset)
+            _write_graph(
+                network,
+                _images(1 if network.one_image else 2, shape, network.channels),
+                partial,
+                opset,
+            )
             _write_facts(partial, facts)
             difference = _difference(network, partial, shape)
         if not difference <= TOLERANCE:  # nor NaN
@@ -194,29 +118,32 @@ def check_packages() -> None:
 
 
 def check_shape(model: nn.Module, shape: tuple[int, int]) -> None:
-    """Check the size of the images, in whole patches for YOLOS.
+    """Check the size of the images: whole patches for YOLOS, no padding for other detectors.
 
     Raises:
-        ValueError: Sides are not multiples of the patch.
+        ValueError: Sides are not multiples of the patch, or of what mmdet pads to.
     """
-    if type(model).__name__ != 'YOLOS':
+    kind = type(model).__name__
+    if kind == 'YOLOS':
+        name, unit = 'the patch', model.backbone.patch_embed.projection.kernel_size
+    elif kind in ONE_STAGE:
+        name, unit = 'pad_size_divisor', (model.data_preprocessor.pad_size_divisor,) * 2
+    else:
         return
-    patch = model.backbone.patch_embed.projection.kernel_size
-    if any(side < 1 or side % size for side, size in zip(shape, patch, strict=True)):
+    if any(side < 1 or side % size for side, size in zip(shape, unit, strict=True)):
         raise ValueError(
-            f'shape is {shape[0]} x {shape[1]} pixels; the sides must be multiples of the patch, '
-            f'{patch[0]} x {patch[1]}'
+            f'shape is {shape[0]} x {shape[1]} pixels; the sides must be multiples of {name}, '
+            f'{unit[0]} x {unit[1]}'
         )
 
 
-def _images(number: int, shape: tuple[int, int], channels: int) -> Tensor:
-    return (
-        torch.rand(number, channels, *shape, generator=torch.Generator().manual_seed(number)) * 255
-    )
+def _images(number: int, shape: tuple[int, int], channels: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + number)
+    return torch.rand(number, channels, *shape, generator=generator) * 255
 
 
 def _write_graph(network: ExportedNetwork, images: Tensor, path: Path, opset: int | None) -> None:
-    """Writes a graph for any number of images, all in one file."""
+    """Writes a graph for any number of images, or for one, all in one file."""
     # Position embeddings for this size are remembered, so that the graph has them ready.
     network(images)
     names = dict(input_names=['images'], output_names=list(network.outputs), opset_version=opset)
@@ -224,6 +151,7 @@ def _write_graph(network: ExportedNetwork, images: Tensor, path: Path, opset: in
         # About the inside of torch and of the exporter; the result is checked below.
         warnings.simplefilter('ignore')
         if Version(torch.__version__) >= CAPTURE_SINCE:
+            shapes = dict(images={0: torch.export.Dim('batch')})
             torch.onnx.export(
                 network,
                 (images,),
@@ -231,13 +159,15 @@ def _write_graph(network: ExportedNetwork, images: Tensor, path: Path, opset: in
                 dynamo=True,
                 external_data=False,
                 verbose=False,
-                dynamic_shapes=dict(images={0: torch.export.Dim('batch')}),
+                dynamic_shapes=None if network.one_image else shapes,
                 **names,
             )
         else:
             # Before 2.5 there was this one only, and no argument to choose.
             choice = dict(dynamo=False) if Version(torch.__version__) >= Version('2.5') else {}
             axes = {name: {0: 'batch'} for name in ('images', *network.outputs)}
+            if network.one_image:
+                axes = {name: {1: 'found'} for name in network.outputs}
             torch.onnx.export(network, (images,), str(path), dynamic_axes=axes, **names, **choice)
 
 
@@ -252,14 +182,41 @@ def _write_facts(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _difference(network: ExportedNetwork, path: Path, shape: tuple[int, int]) -> float:
-    """Largest difference between ONNX Runtime and torch, for batches of unlike size."""
+    """Largest difference between ONNX Runtime and torch.
+
+    For batches of unlike size, or for several images one by one. Noise has hardly an object in it,
+    so detectors with NMS are compared without their threshold of scores too.
+    """
+    differences = [_difference_of(network, path.read_bytes(), shape)]
+    if network.one_image:
+        threshold = network.score_threshold.clone()
+        network.score_threshold.zero_()
+        differences.append(_difference_of(network, _without_threshold(path), shape))
+        network.score_threshold.copy_(threshold)
+    return float(np.max(differences))  # NaN stays NaN
+
+
+def _difference_of(network: ExportedNetwork, graph: bytes, shape: tuple[int, int]) -> float:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    session = onnxruntime.InferenceSession(graph, providers=['CPUExecutionProvider'])
+    batches = [(1, 0), (1, 1), (1, 2)] if network.one_image else [(1, 0), (3, 0)]
     differences = []
-    for number in (1, 3):
-        images = _images(number, shape, network.channels)
+    for number, seed in batches:
+        images = _images(number, shape, network.channels, seed)
         outputs = session.run(list(network.outputs), {'images': images.numpy()})
         outputs = [torch.from_numpy(output) for output in outputs]
         differences.append(network.difference(images, outputs))
-    return float(np.max(differences))  # NaN stays NaN
+    return float(np.max(differences))
+
+
+def _without_threshold(path: Path) -> bytes:
+    """The graph of a file with ``score_threshold`` at 0."""
+    import onnx
+
+    graph = onnx.load(path)
+    found = [value for value in graph.graph.initializer if value.name == 'score_threshold']
+    if len(found) != 1:
+        raise RuntimeError('the graph has no score_threshold: this version of torch folds it')
+    found[0].CopyFrom(onnx.numpy_helper.from_array(np.float32(0), 'score_threshold'))
+    return graph.SerializeToString()

@@ -1,7 +1,6 @@
 """Detectors on real photos: mmdet's own interfaces take our configs, and the pictures are right."""
 
 import shutil
-import tarfile
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -9,107 +8,23 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from detectors import THRESHOLD, predict
 from fork_server import run_tool
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import DefaultScope
 from PIL import Image
-from torch import nn
 
 from mcf_mm.analysis.detections import (
     CAPTION,
     Detector,
     draw_detections,
-    find_images,
+    find_inputs,
     name_pictures,
 )
-from mcf_mm.engine.networks import build_model
 from mcf_mm.pruning import find_ffns
-from mcf_mm.registry import DATASETS
 from mcf_mm.weights.checkpoint import save_state_dict
-from mcf_mm.weights.slim_config import write_slim
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / 'configs' / 'yolos'
-ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
-#: Random weights are never sure of one of 80 classes.
-THRESHOLD = 0.04
 INSTALLED = {package.name for package in distributions()}
-
-
-@pytest.fixture(scope='module')
-def photos(shared_data, tmp_path_factory) -> list[Path]:
-    """Three photos of COCO."""
-    folder = tmp_path_factory.mktemp('photos')
-    with tarfile.open(shared_data / 'coco_mini.tar.xz') as archive:
-        members = (member for member in archive if member.name.endswith('.jpg'))
-        for member in [next(members) for _ in range(3)]:
-            with (folder / Path(member.name).name).open('wb') as file:
-                shutil.copyfileobj(archive.extractfile(member), file)
-    return sorted(folder.iterdir())
-
-
-def small(name: str, **backbone) -> Config:
-    """A config of ours with a small encoder; pipelines, data sets and all else stay."""
-    cfg = Config.fromfile(CONFIGS / f'yolos_{name}.py')
-    cfg.model.backbone.update(arch=ARCH, img_size=(64, 96), num_det_tokens=7, **backbone)
-    cfg.model.bbox_head.embed_dims = 32
-    return cfg
-
-
-def build(cfg: Config) -> nn.Module:
-    """The network with random weights that find different things in different places."""
-    torch.manual_seed(0)
-    cfg.model.backbone.init_cfg = None
-    model = build_model(cfg)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.2)
-    model.train(False)
-    return model
-
-
-@pytest.fixture(scope='module')
-def dense(tmp_path_factory) -> tuple[Path, Path, nn.Module]:
-    """Config and checkpoint of a dense YOLOS for COCO, as a Runner writes it."""
-    folder = tmp_path_factory.mktemp('dense')
-    cfg = small('deit-tiny_8xb2-300e_coco')
-    model = build(cfg)
-    classes = DATASETS.build(
-        dict(cfg.test_dataloader.dataset, type='mmdet.CocoDataset', lazy_init=True)
-    ).metainfo['classes']
-    torch.save(
-        dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=classes))),
-        folder / 'dense.pth',
-    )
-    cfg.dump(folder / 'dense.py')
-    return folder / 'dense.py', folder / 'dense.pth', model
-
-
-@pytest.fixture(scope='module')
-def pruned(tmp_path_factory) -> tuple[Path, Path, nn.Module]:
-    """The same for a pruned YOLOS for facemask_coco, as pruning leaves it: slim.py and weights."""
-    folder = tmp_path_factory.mktemp('pruned')
-    sizes = dict(inputs=[19, 20], hidden=[33, 40])
-    cfg = small('deit-tiny_2cpu-24e_facemask', sizes=sizes)
-    model = build(cfg)
-    dataset = DATASETS.build(
-        dict(cfg.test_dataloader.dataset, type='mmdet.CocoDataset', lazy_init=True)
-    )
-    write_slim(model, cfg, folder, {}, dataset)
-    return folder / 'slim.py', folder / 'slim.safetensors', model
-
-
-def predict(config: Path, model: nn.Module, photo: Path) -> dict[str, torch.Tensor]:
-    """What the network itself predicts for a photo in the config's test pipeline."""
-    cfg = Config.fromfile(config)
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        pipeline = Compose(cfg.test_dataloader.dataset.pipeline)
-        data = pipeline(dict(img_path=str(photo), img_id=0, instances=[]))
-        with torch.inference_mode():
-            found = model.test_step(pseudo_collate([data]))[0].pred_instances
-    return {key: found[key] for key in ('bboxes', 'scores', 'labels')}
 
 
 #: The whole script of somebody who has never heard of mcf_mm.
@@ -178,7 +93,7 @@ def test_pictures_of_two_detectors(photos, dense, pruned, tmp_path):
     assert done.returncode == 1
     assert f'error: {folder / "b.jpg"}: the image file is empty (0 bytes)' in done.stderr
     assert f'error: {folder / "c.jpg"}: the JPEG file of 9000 bytes is truncated' in done.stderr
-    assert 'error: 2 of 4 images could not be read or drawn' in done.stderr
+    assert 'error: 2 of 4 files could not be read or drawn' in done.stderr
     assert sorted(file.name for file in out.iterdir()) == [photos[1].name, 'a.jpg']
     lines = [line for line in done.stdout.splitlines() if 'drawn to' in line]
     for line, image, photo in zip(
@@ -275,17 +190,19 @@ def test_which_images_and_pictures(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     a, b = tmp_path / 'a', tmp_path / 'b'
-    images = find_images([a, str(a / '1.jpg')])
+    images, skipped = find_inputs([a, str(a / '1.jpg')])
     assert images == [a / '1.jpg', a / '2.PNG']
+    assert skipped == [f'{a}: 1 other file(s) skipped']
+    assert find_inputs([tmp_path / 'empty' / 'sub'])[1] == []
     out = tmp_path / 'out'
     assert list(name_pictures(images, out).values()) == [out / '1.jpg', out / '2.PNG']
     with pytest.raises(FileNotFoundError, match='no file or folder .*none, .*3.jpg'):
-        find_images([a, tmp_path / 'none', tmp_path / '3.jpg'])
+        find_inputs([a, tmp_path / 'none', tmp_path / '3.jpg'])
     with pytest.raises(ValueError, match='empty has no image: their names end in .jpg'):
-        find_images([tmp_path / 'empty'])
+        find_inputs([tmp_path / 'empty'])
     with pytest.raises(ValueError, match='notes.txt is no image: their names end in .jpg'):
-        find_images([a / 'notes.txt'])
+        find_inputs([a / 'notes.txt'])
     with pytest.raises(ValueError, match=r'a/1.jpg and .*b/1.jpg would both be drawn to .*1.jpg'):
-        name_pictures(find_images([a, b]), out)
+        name_pictures(find_inputs([a, b])[0], out)
     with pytest.raises(ValueError, match=r'the picture of .*a/1.jpg would replace an image'):
-        name_pictures(find_images([a]), a)
+        name_pictures(find_inputs([a])[0], a)

@@ -215,8 +215,8 @@ def test_what_cannot_be_exported(yolos_cfg, tmp_path, monkeypatch):
     yolos_cfg.model.bbox_head.num_classes = 3
     with pytest.raises(ValueError, match=r'bbox_head.fc_cls.4.weight is \(3, 32\), not \(4, 32\)'):
         export_checkpoint(yolos_cfg, *arguments)
-    yolos_cfg.model = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py').model
-    with pytest.raises(ValueError, match='RetinaNet cannot be exported: only'):
+    yolos_cfg.model = get_config('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py').model
+    with pytest.raises(ValueError, match='YOLOX cannot be exported: only'):
         export_checkpoint(yolos_cfg, *arguments)
     monkeypatch.setattr(onnx_export_module, 'PACKAGES', ('onnx', 'no_such_package'))
     with pytest.raises(ImportError, match=r"needs no_such_package: pip install 'mcf-mm\[onnx\]'"):

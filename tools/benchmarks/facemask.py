@@ -8,9 +8,6 @@ of tools/prepare_real_data.py and the pruned backbone in work_dirs/photos/least_
 """
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 from statistics import mean
 
@@ -19,31 +16,14 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
+from runs import METRICS, ROOT, last_scores, train
 
 from mcf_mm.analysis.plots import save_figure
 from mcf_mm.analysis.throughput import compare
 from mcf_mm.engine.config import input_shape
 from mcf_mm.engine.networks import build_model
 
-ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = {'dense': 'yolos_deit', 'pruned': 'yolos_mcf-deit'}
-METRICS = {'AP': 'mAP', 'AP50': 'mAP_50', 'small': 'mAP_s', 'medium': 'mAP_m', 'large': 'mAP_l'}
-
-
-def train(config: Path, work_dir: Path, seed: int) -> list[dict]:
-    """Trains if need be; returns what was logged, a dict for each step or evaluation."""
-    last = work_dir / 'last_checkpoint'
-    final = f'epoch_{Config.fromfile(config).train_cfg.max_epochs}.pth'
-    if not last.exists() or Path(last.read_text()).name != final:
-        command = [sys.executable, ROOT / 'tools/train.py', config, '--work-dir', work_dir]
-        command += ['--resume'] if last.exists() else []
-        subprocess.run([*command, '--cfg-options', f'randomness.seed={seed}'], check=True)
-    # One file for each start of the run; what was done twice stands in the later one.
-    rows = {}
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for row in map(json.loads, path.read_text().splitlines()):
-            rows['loss' in row, row['step']] = row
-    return list(rows.values())
 
 
 def draw(path: Path, logs: dict[str, list[list[dict]]]) -> None:
@@ -99,10 +79,8 @@ def main() -> None:
     ).networks
     rows = {}
     for name, runs in logs.items():
-        scores = [next(row for row in reversed(rows) if 'coco/bbox_mAP' in row) for rows in runs]
-        rows[name] = {
-            label: [score[f'coco/bbox_{key}'] for score in scores] for label, key in METRICS.items()
-        }
+        scores = [last_scores(rows) for rows in runs]
+        rows[name] = {label: [score[label] for score in scores] for label in METRICS}
     table = Table(title=f'{args.config}, seeds {args.seeds}, {shape[0]} x {shape[1]} on {device}')
     for column in ('backbone', *METRICS, 'params (M)', 'MACs (G)', 'images/s'):
         table.add_column(column, justify='left' if column == 'backbone' else 'right')
