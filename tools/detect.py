@@ -71,7 +71,7 @@ def draw(
     if source.suffix.lower() in VIDEO_EXTENSIONS:
         task = progress.add_task(source.name, total=None)
         try:
-            frames, counts = draw_video(
+            frames, promised, counts = draw_video(
                 source,
                 detectors,
                 target,
@@ -80,7 +80,8 @@ def draw(
             )
         finally:
             progress.remove_task(task)
-        where = f' in {frames} frames'
+        told = '' if frames == promised else f' ({promised} by the header)'
+        where = f' in {frames} frames{told}'
     else:
         counts = draw_detections(source, detectors, target, score_thr)
         where = ''

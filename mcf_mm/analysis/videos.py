@@ -61,7 +61,7 @@ class VideoFrames:
                     break
                 number += 1
                 yield frame
-        # Some headers count frames that are never shown, so a few may lack.
+        # Some headers count frames that are never shown, so a few may lack; callers say so.
         if self.promised - number > self.fps:
             raise ValueError(
                 f'{self.path}: only {number} of {self.promised} frames can be decoded; the video '
@@ -132,7 +132,7 @@ def draw_video(
     out: Path,
     score_threshold: float = 0.3,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[int, list[int]]:
+) -> tuple[int, int, list[int]]:
     """Draws what each detector finds in each frame, side by side when there are several.
 
     Args:
@@ -143,7 +143,7 @@ def draw_video(
         progress: Called after each frame with its number and that of all. Defaults to None.
 
     Returns:
-        Number of frames, and the boxes of each detector in all of them.
+        Number of frames, how many there are by the header, and the boxes of each detector in all.
 
     Raises:
         OSError: The video cannot be written.
@@ -165,4 +165,4 @@ def draw_video(
                 file.writer.release()
             raise
         file.close()
-    return file.number, totals
+    return file.number, len(frames), totals

@@ -95,6 +95,12 @@ def test_a_video_that_ends_early(photos, dense, tmp_path):
         draw_video(tmp_path / 'cut.mp4', [detector], out, progress=lambda *pair: seen.append(pair))
     assert seen[0] == (1, 40) and len(seen) < 28
     assert not list((tmp_path / 'out').iterdir())
+    # Less than a second that lacks may be the header's fault: it is drawn, and told.
+    data = bytearray(whole.read_bytes())
+    data[end - (end - start) // 8 : end] = bytes((end - start) // 8)
+    (tmp_path / 'cut.mp4').write_bytes(data)
+    frames, promised, _ = draw_video(tmp_path / 'cut.mp4', [detector], out)
+    assert 28 <= frames < promised == 40
 
 
 def test_odd_sides_lose_nothing(tmp_path):
