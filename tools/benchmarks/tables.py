@@ -15,6 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,38 @@ def with_tables(text: str) -> str:
 
 
 def table(results: dict[str, dict], shown: str = '') -> str:
+    """Markdown of a file of results, of classifiers or of detectors."""
+    of_detectors = any('AP50' in row for row in results.values())
+    return (detectors_table if of_detectors else classifiers_table)(results, shown)
+
+
+def detectors_table(results: dict[str, dict], shown: str = '') -> str:
+    """Markdown of results of ``box_detectors.py``: the mean of the seeds, and their range.
+
+    Args:
+        results: Rows by name: ``data set | backbone | seed N``.
+        shown: Regular expression of the rows that are shown. Defaults to all.
+    """
+    groups: dict[str, list[dict]] = {}
+    for key, row in results.items():
+        if re.search(shown, key):
+            groups.setdefault(key.rpartition(' | seed ')[0], []).append(row)
+    lines = [
+        '| data | backbone | seeds | AP | AP50 | medium | large | parameters | MACs | images/s |',
+        '| --- ' * 10 + '|',
+    ]
+    for name, rows in groups.items():
+        scores = [_mean(rows, itemgetter(key), 3) for key in ('AP', 'AP50', 'medium', 'large')]
+        first, costs = rows[0], ['', '', '']
+        if 'params' in first:
+            costs = [f'{first["params"] / 1e6:.3f} M', f'{first["macs"] / 1e9:.3f} G']
+            costs.append(f'{first["images_per_second"]:.1f}')
+        cells = [*name.split(' | '), str(len(rows)), *scores, *costs]
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def classifiers_table(results: dict[str, dict], shown: str = '') -> str:
     """Markdown of results of ``small_without_training.py``.
 
     Within a budget rows are sorted by their one-shot accuracy; several seeds are one row, with
@@ -112,9 +145,9 @@ def _values(rows: list[dict], of: Callable[[dict], float]) -> tuple[float, float
     return sum(values) / len(values), min(values), max(values)
 
 
-def _mean(rows: list[dict], of: Callable[[dict], float]) -> str:
-    mean, least, most = _values(rows, of)
-    return f'{mean:.1f}' if len(rows) == 1 else f'{mean:.1f} ({least:.1f} to {most:.1f})'
+def _mean(rows: list[dict], of: Callable[[dict], float], digits: int = 1) -> str:
+    mean, least, most = (f'{value:.{digits}f}' for value in _values(rows, of))
+    return mean if len(rows) == 1 else f'{mean} ({least} to {most})'
 
 
 if __name__ == '__main__':

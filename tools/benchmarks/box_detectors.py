@@ -1,0 +1,117 @@
+"""One detector from the dense and from pruned DeiT-Tinys on a small data set: AP of several seeds.
+
+Makes the pruned backbones with tools/prune.py if they are not there, trains the same detector from
+each, equally long, and writes what came out. What is complete is not done again; what was stopped
+goes on. Needs tools/prepare_real_data.py; the table in configs/detectors/README.md is written by
+``tables.py`` beside this file.
+
+    OMP_NUM_THREADS=1 python tools/benchmarks/box_detectors.py --data raccoon --seeds 0 1 2
+    OMP_NUM_THREADS=1 python tools/benchmarks/box_detectors.py --data facemask --only dense all
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from runs import ROOT, complete, last_scores, logged, train_command
+from tables import table
+
+import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
+from mcf_mm.analysis.throughput import compare
+from mcf_mm.engine.config import input_shape, load_config
+from mcf_mm.engine.networks import build_model
+from mcf_mm.files import whole_file
+
+CONFIGS = {
+    'raccoon': 'retinanet_deit-tiny_sfp_2cpu-20e_raccoon.py',
+    'facemask': 'retinanet_deit-tiny_sfp_2cpu-12e_facemask.py',
+}
+RESULTS = ROOT / 'configs/detectors/results/box_detectors.json'
+CLASSIFIER = ROOT / 'configs/mcf/deit-tiny_imagenet-samples.py'
+DENSE = 'checkpoints/deit_tiny_in1k.safetensors'
+MCF = ['--ratio', '0.4', '--method', 'mcf', '--compensation', 'least_squares']
+HEAL = ['--heal', 'epochs=18,lr=1e-4,bf16=True,folder=data/tiny_imagenet/train']
+#: Title and options of tools/prune.py of each backbone; all pruned ones have 3.869 M parameters.
+BACKBONES = {
+    'dense': ('dense', None),
+    'all': ('all dimensions, closed form', ['--budget', 'params=3869416']),
+    'mcf': ('MCF p = 0.4, least squares', MCF),
+    'mcf-healed': ('MCF p = 0.4, least squares, healed', [*MCF, *HEAL]),
+    'hidden': (
+        'hidden units alone, FIS, least squares',
+        ['--input-ratio', '0', '--hidden-ratio', '0.52', '--compensation', 'least_squares'],
+    ),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--data', choices=CONFIGS, default='raccoon')
+    parser.add_argument('--only', nargs='+', choices=BACKBONES, default=list(BACKBONES))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/box_detectors'))
+    parser.add_argument('--results', type=Path, default=RESULTS, help='JSON file of results')
+    return parser.parse_args()
+
+
+def backbone_options(name: str, out: Path) -> list[str]:
+    """``KEY=VALUE`` of the config for a backbone; prunes it if it is not there."""
+    options = BACKBONES[name][1]
+    if options is None:
+        return []
+    folder = out / 'backbones' / name
+    weights = folder / 'slim.safetensors'
+    if not weights.is_file():
+        command = [sys.executable, ROOT / 'tools/prune.py', CLASSIFIER, DENSE, *options]
+        if (folder / 'heal_state.pt').is_file():
+            command.append('--resume')
+        subprocess.run([*command, '--num-images', '500', '--out', folder], check=True)
+    return [f'model.backbone.init_cfg.checkpoint={weights}', 'model.backbone.sizes=auto']
+
+
+def main() -> None:
+    args = parse_args()
+    config = ROOT / 'configs/detectors' / CONFIGS[args.data]
+    results = json.loads(args.results.read_text()) if args.results.is_file() else {}
+    options = {name: backbone_options(name, args.out) for name in args.only}
+    # Seeds in the outer loop: whenever it is stopped, all backbones are equally far.
+    for seed in args.seeds:
+        for name in args.only:
+            work_dir = args.out / f'{args.data}_{name}_seed{seed}'
+            if not complete(config, work_dir):
+                command = train_command(config, work_dir, seed, options[name])
+                subprocess.run(command, check=True)
+            row = last_scores(logged(work_dir))
+            if not row:
+                sys.exit(f'error: {work_dir} has no evaluation; delete it to train again')
+            key = f'{args.data} | {BACKBONES[name][0]} | seed {seed}'
+            results[key] = {**results.get(key, {}), **row}
+            write(args.results, results)
+    models = {}
+    for name in args.only:
+        cfg = load_config(str(config), None, dict(pair.split('=', 1) for pair in options[name]))
+        models[name] = build_model(cfg)
+    for name, speed in compare(models, input_shape(cfg), batch_size=8).networks.items():
+        for seed in args.seeds:
+            results[f'{args.data} | {BACKBONES[name][0]} | seed {seed}'].update(
+                params=speed.params,
+                macs=speed.macs,
+                images_per_second=round(speed.images_per_second, 1),
+            )
+    write(args.results, results)
+    print(table(results))
+
+
+def write(path: Path, results: dict[str, dict]) -> None:
+    """Write results; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(results, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
