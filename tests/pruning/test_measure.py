@@ -91,7 +91,8 @@ def test_a_measured_loss_is_that_of_a_copy_cut_by_hand(model, images, compensati
     losses = [probe.loss(sizes, criterion, seen) for sizes in CUTS]
     for sizes, loss in zip(CUTS, losses, strict=True):
         expected = cut_by_hand(model, images, sizes, seen, compensation)
-        assert loss == pytest.approx(expected, rel=1e-4) and loss > 0
+        # Less than a billionth of a nat is the rounding of class scores in single precision.
+        assert loss == pytest.approx(expected, rel=1e-4, abs=1e-9) and loss > 0
     # In whatever order, and again.
     assert [probe.loss(sizes, criterion, seen) for sizes in CUTS[::-1]] == losses[::-1]
 
