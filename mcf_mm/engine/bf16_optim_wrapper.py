@@ -6,11 +6,16 @@ from contextlib import ExitStack, contextmanager
 import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mcf_mm.registry import OPTIM_WRAPPERS
 
-KERNELS = {'math': SDPBackend.MATH, 'flash': SDPBackend.FLASH_ATTENTION}
+try:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+except ImportError:  # torch before 2.3
+    SDPBackend = sdpa_kernel = None
+
+#: Names in ``SDPBackend``.
+KERNELS = {'math': 'MATH', 'flash': 'FLASH_ATTENTION'}
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -27,7 +32,7 @@ class Bf16OptimWrapper(OptimWrapper):
         **settings: As for ``OptimWrapper``: ``optimizer``, ``clip_grad``, ``accumulative_counts``.
 
     Raises:
-        ValueError: ``attention`` is none of these.
+        ValueError: ``attention`` is none of these, or torch is older than 2.3, which cannot choose.
 
     Example:
         >>> optim_wrapper = dict(
@@ -41,6 +46,11 @@ class Bf16OptimWrapper(OptimWrapper):
                 f'Bf16OptimWrapper: attention must be None or one of {", ".join(KERNELS)}, got '
                 f'{attention!r}'
             )
+        if attention is not None and sdpa_kernel is None:
+            raise ValueError(
+                f'Bf16OptimWrapper: attention={attention!r} needs torch 2.3 or newer, this is '
+                f'{torch.__version__}: leave it out'
+            )
         self.attention = attention
 
     @contextmanager
@@ -49,5 +59,6 @@ class Bf16OptimWrapper(OptimWrapper):
         with super().optim_context(model), ExitStack() as stack:
             stack.enter_context(torch.autocast(device, torch.bfloat16))
             if self.attention is not None:
-                stack.enter_context(sdpa_kernel(KERNELS[self.attention]))
+                kernel = getattr(SDPBackend, KERNELS[self.attention])
+                stack.enter_context(sdpa_kernel(kernel))
             yield

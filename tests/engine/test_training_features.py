@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from recording import find_hook
 
 from mcf_mm.engine import MCFPruningHook
+from mcf_mm.engine.bf16_optim_wrapper import sdpa_kernel
 from mcf_mm.pruning import find_ffns
 from mcf_mm.weights.checkpoint import read_header, read_state_dict
 
@@ -76,6 +77,11 @@ def test_mixed_precision(cfg, watch, kind):
 
 @pytest.mark.parametrize('attention', [None, 'math', 'flash'])
 def test_steps_in_bfloat16(cfg, watch, attention):
+    if attention is not None and sdpa_kernel is None:
+        cfg.optim_wrapper.update(type='mcf_mm.Bf16OptimWrapper', attention=attention)
+        with pytest.raises(ValueError, match='needs torch 2.3 or newer'):
+            Runner.from_cfg(cfg).train()
+        return
     cfg.custom_hooks = []
     plain = watch(cfg, lambda runner: None).model.state_dict()
     cfg.work_dir, cfg.experiment_name = cfg.work_dir + '/half', 'half' + cfg.experiment_name
