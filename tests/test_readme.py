@@ -91,3 +91,30 @@ def test_tables_are_as_the_files_of_results_say():
     tool = ROOT / 'tools' / 'benchmarks' / 'tables.py'
     done = subprocess.run([sys.executable, tool, '--check'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_keeps_healings_apart_and_takes_the_mean_of_seeds(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools' / 'benchmarks')
+    from tables import table
+
+    row = dict(params=2_000_000, macs=3_000_000_000, seconds=4.0, top1=50.0)
+    long = dict(row, one_shot=50.0, heal_minutes=20.0)
+    results = {
+        'dense': dict(row, top1=80.0),
+        'params=2 | all | seed 0': row,
+        'params=2 | all | seed 1': dict(row, top1=54.0),
+        'params=2 | all | seed 0 | healed epochs=18,lr=3e-5': dict(long, top1=60.0),
+        'params=2 | all | seed 1 | healed epochs=18,lr=3e-5': dict(long, top1=64.0),
+        'params=2 | all | seed 0 | healed epochs=5': dict(long, top1=58.0, heal_minutes=3.0),
+    }
+    *_, dense, small = table(results).splitlines()
+    assert dense == '| dense | 2.000 M | 3.000 G | 4 | 80.0 |  |'
+    cells = [cell.strip() for cell in small.strip('|').split('|')]
+    assert cells[0] == 'all' and cells[4] == '52.0 (50.0 to 54.0)'
+    assert cells[5] == '62.0 (60.0 to 64.0) (epochs=18, lr=3e-5: 20 min); 58.0 (epochs=5: 3 min)'
+    detectors = {
+        f'photos | small | seed {seed}': dict(AP=0.5 + seed / 10, AP50=0.9, medium=0.4, large=0.6)
+        for seed in range(2)
+    }
+    cells = [cell.strip() for cell in table(detectors).splitlines()[-1].strip('|').split('|')]
+    assert cells[:5] == ['photos', 'small', '2', '0.550 (0.500 to 0.600)', '0.900 (0.900 to 0.900)']

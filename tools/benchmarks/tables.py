@@ -95,14 +95,17 @@ def classifiers_table(results: dict[str, dict], shown: str = '') -> str:
         shown: Regular expression of the rows that are shown. Defaults to all.
     """
     groups: dict[str, list[dict]] = {}
-    healed: dict[str, list[dict]] = {}
+    # By network, and then by how it was healed.
+    healed: dict[str, dict[str, list[dict]]] = {}
     for key, row in results.items():
         parts = [part for part in key.split(' | ') if not part.startswith('seed ')]
-        into = healed if parts[-1].startswith('healed ') else groups
-        name = ' | '.join(parts[:-1] if into is healed else parts)
-        into.setdefault(name, []).append(row)
-    for name in healed:
-        groups.setdefault(name, healed[name])
+        if parts[-1].startswith('healed '):
+            settings = parts.pop().removeprefix('healed ')
+            healed.setdefault(' | '.join(parts), {}).setdefault(settings, []).append(row)
+        else:
+            groups.setdefault(' | '.join(parts), []).append(row)
+    for name, by_settings in healed.items():
+        groups.setdefault(name, next(iter(by_settings.values())))
     budgets = list(dict.fromkeys(name.split(' | ')[0] for name in groups))
     names = sorted(
         (name for name in groups if re.search(shown, name)),
@@ -120,10 +123,10 @@ def classifiers_table(results: dict[str, dict], shown: str = '') -> str:
         rows = groups[name]
         first = rows[0]
         shared = f'{first["shared_seconds"]:.0f} + ' if first.get('shared_seconds') else ''
-        after = ''
-        if name in healed:
-            minutes = healed[name][0]['heal_minutes']
-            after = f'{_mean(healed[name], _top1)} ({minutes:.0f} min)'
+        after = '; '.join(
+            f'{_mean(same, _top1)} ({how.replace(",", ", ")}: {same[0]["heal_minutes"]:.0f} min)'
+            for how, same in healed.get(name, {}).items()
+        )
         lines.append(
             f'| {", ".join(name.split(" | ")[1:]) or name} | {first["params"] / 1e6:.3f} M | '
             f'{first["macs"] / 1e9:.3f} G | {shared}{first["seconds"]:.0f} | '
