@@ -23,6 +23,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     Returns:
         Indices of the boxes that stay, best first, int64.
     """
+    # Under autocast they may be bfloat16, which torchvision 0.16 refuses on CPUs, and whose 8 bits
+    # tell neither corners beyond 256 pixels nor close overlaps apart.
+    boxes, scores = (part.float() if part.element_size() < 4 else part for part in (boxes, scores))
     if offset:
         boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
     # mmcv compares in single precision: a threshold of 0.6 does not drop an IoU of exactly 0.6.

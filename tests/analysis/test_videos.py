@@ -29,6 +29,13 @@ def write(path: Path, photos: list[Path], repeats: int = 1, codec: str = 'mp4v')
     return path
 
 
+def coarse(pixels: np.ndarray) -> np.ndarray:
+    """A quarter of the sides: what compression does to single pixels is no longer seen."""
+    return cv2.resize(
+        pixels.astype(np.float32), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA
+    )
+
+
 @pytest.fixture(scope='module')
 def video(photos, tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp('video') / 'walk.avi', photos, codec='MJPG')
@@ -68,7 +75,7 @@ def test_side_by_side_with_the_tool(video, photos, dense, pruned, tmp_path):
         assert picture.shape == (height + CAPTION, 2 * width, 3)
         left, right = np.split(picture[CAPTION:].astype(int), 2, axis=1)
         for panel in (left, right):  # the frame in its own colours, with boxes
-            assert np.median(np.abs(panel - frame)) < 25
+            assert np.median(np.abs(coarse(panel) - coarse(frame))) < 25
         assert np.abs(left - right).max() > 60
 
 

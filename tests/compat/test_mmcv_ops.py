@@ -72,6 +72,14 @@ def test_nms_compares_in_single_precision_like_mmcv():
     assert len(mmcv.ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.6)[1]) == 2
 
 
+def test_nms_takes_what_autocast_gives():
+    # Beyond 256 bfloat16 knows even pixels alone: the IoU must not be computed in it.
+    boxes = torch.tensor([[300.0, 300, 340, 340], [304, 300, 344, 340], [308, 300, 348, 340]])
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    half = mmcv.ops.nms(boxes.bfloat16(), scores.bfloat16(), 0.7)[1]
+    assert half.tolist() == plain_nms(boxes, scores, 0.7, 0) == [0, 2]
+
+
 def test_batched_nms_equals_torchvision():
     boxes, scores = some_boxes(120)
     labels = torch.arange(120) % 3

@@ -40,7 +40,7 @@ def images():
 
 @pytest.fixture
 def normalised():
-    return zoo.network('timm ViT with q/k norm')
+    return zoo.settled(zoo.network('timm ViT with q/k norm'))
 
 
 @pytest.fixture
@@ -54,6 +54,8 @@ def mixed(normalised):
 @pytest.fixture
 def rotary():
     """The second attention is one with rotary positions, whose forward takes them."""
+    if not hasattr(timm.layers, 'AttentionRope'):
+        pytest.skip(f'timm {timm.__version__} has no AttentionRope')
     model = zoo.network('timm ViT')
     attention = timm.layers.AttentionRope(24, 3, num_prefix_tokens=0)
     model.blocks[1].attn = attention
@@ -62,7 +64,7 @@ def rotary():
 
 def test_normalised_queries_and_keys_stay_and_a_budget_says_so(normalised, images):
     dense = copy.deepcopy(normalised)
-    told = warned('left as', prune, normalised, images, Small(), budget='params=80%')
+    told = warned('left as', prune, normalised, images, Small(), budget='params=60%')
     assert told == [f'left as they are: qk of blocks.0.attn and 1 more ({NORMALISED})']
     units, full = find_units(normalised), find_units(dense).sizes
     assert all(unit.sizes['qk'] == 8 for unit in units.attentions)

@@ -3,11 +3,12 @@
 import itertools
 
 import pytest
-import timm.layers
+import timm
 import torch
 import torch.nn.functional as F
 import zoo
 from mmpretrain.models.utils import MultiheadAttention
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from mcf_mm.pruning import find_units, prune
@@ -80,7 +81,7 @@ def seeded():
 @pytest.mark.parametrize('sizes', SIZES, ids=str)
 @pytest.mark.parametrize('masked', [None, 'added', 'bool'])
 def test_attention_of_timm_is_the_plain_formula(sizes, masked):
-    module = slim(timm.layers.Attention(WIDTH, 3, qkv_bias=True), sizes)
+    module = slim(Attention(WIDTH, 3, qkv_bias=True), sizes)
     x = tokens()
     mask, added = None, 0.0
     if masked == 'added':
@@ -95,7 +96,7 @@ def test_attention_of_timm_is_the_plain_formula(sizes, masked):
 
 @pytest.mark.parametrize('sizes', SIZES[1:4], ids=str)
 def test_later_tokens_are_hidden_from_earlier_ones(sizes):
-    module = slim(timm.layers.Attention(WIDTH, 3, qkv_bias=True), sizes)
+    module = slim(Attention(WIDTH, 3, qkv_bias=True), sizes)
     x = tokens()
     added = torch.full((TOKENS, TOKENS), -torch.inf, dtype=torch.double).triu(1)[None, None]
     expected = explicit(module, x.requires_grad_(), 8**-0.5, added)
@@ -145,7 +146,7 @@ def test_attention_inside_windows_adds_the_bias_of_each_head(sizes, shifted):
 
 @pytest.mark.parametrize('sizes', [(3, 8, 3), (2, 8, 12)], ids=str)
 def test_normalised_queries_and_keys_are_normalised_before_they_are_padded(sizes):
-    module = timm.layers.Attention(WIDTH, 3, qkv_bias=True, qk_norm=True, norm_layer=nn.LayerNorm)
+    module = Attention(WIDTH, 3, qkv_bias=True, qk_norm=True, norm_layer=nn.LayerNorm)
     module = slim(module, sizes)
     for norm in (module.q_norm, module.k_norm):
         nn.init.normal_(norm.weight)
@@ -161,7 +162,7 @@ def test_normalised_queries_and_keys_are_normalised_before_they_are_padded(sizes
 
 
 def test_dropout_acts_on_the_shares_in_training_alone():
-    module = slim(timm.layers.Attention(WIDTH, 3, qkv_bias=True, attn_drop=0.5), (3, 5, 8))
+    module = slim(Attention(WIDTH, 3, qkv_bias=True, attn_drop=0.5), (3, 5, 8))
     x = tokens()
     expected = explicit(module, x, 8**-0.5)
     torch.testing.assert_close(module(x), expected, rtol=1e-9, atol=1e-10)

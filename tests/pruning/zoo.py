@@ -152,6 +152,17 @@ def moved(model: nn.Module) -> nn.Module:
     return model.eval() or model
 
 
+def settled(model: nn.Module) -> nn.Module:
+    """The same with random weights that no version of timm or torch changes."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in sorted(model.named_parameters()):
+            value.copy_(0.2 * torch.randn(value.shape, generator=generator))
+            if 'norm' in name and name.endswith('weight'):
+                value.add_(1)
+    return model.eval()
+
+
 def images(name: str) -> torch.Tensor:
     side = 24 if name == 'mmpretrain SwinTransformer' else 32
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
