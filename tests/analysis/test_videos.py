@@ -10,7 +10,7 @@ from detectors import ROOT, THRESHOLD
 from fork_server import run_tool
 from mmengine.config import Config
 
-from mcf_mm.analysis.detections import CAPTION, Detector
+from mcf_mm.analysis.detections import CAPTION, Detector, draw_panels
 from mcf_mm.analysis.videos import VideoFile, VideoFrames, draw_video
 
 SIZE = (90, 121)  # odd, which MPEG-4 has not
@@ -70,12 +70,17 @@ def test_side_by_side_with_the_tool(video, photos, dense, pruned, tmp_path):
 
     drawn, original = VideoFrames(out / 'walk.mp4'), VideoFrames(video)
     assert drawn.fps == original.fps == 12.5 and len(drawn) == len(original) == 3
+    detectors = [
+        Detector(Config.fromfile(config), str(weights), device='cpu')
+        for config, weights in (dense[:2], pruned[:2])
+    ]
     for picture, frame in zip(drawn, original, strict=True):
         height, width = frame.shape[:2]
         assert picture.shape == (height + CAPTION, 2 * width, 3)
-        left, right = np.split(picture[CAPTION:].astype(int), 2, axis=1)
-        for panel in (left, right):  # the frame in its own colours, with boxes
-            assert np.median(np.abs(coarse(panel) - coarse(frame))) < 25
+        panels = picture[CAPTION:, :, ::-1].astype(int)  # RGB
+        expected = draw_panels(frame, detectors, float(THRESHOLD))[0][CAPTION:].astype(int)
+        assert np.median(np.abs(coarse(panels) - coarse(expected))) < 5
+        left, right = np.split(panels, 2, axis=1)
         assert np.abs(left - right).max() > 60
 
 
