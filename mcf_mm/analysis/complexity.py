@@ -206,7 +206,7 @@ def resized(model: nn.Module, sizes: Sizes) -> nn.Module:
         sizes: How many elements are kept, ``{unit: {kind: n}}``.
     """
     model = copy.deepcopy(model)
-    for unit in find_units(model):
+    for unit in find_units(model).every:
         resize(unit, sizes.get(unit.name, {}))
     return model
 

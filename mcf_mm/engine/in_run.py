@@ -242,7 +242,7 @@ def cut_run(runner: Runner, structure: Structure, importance: Importance) -> Non
     full = find_units(model).sizes
     cut_networks(runner, lambda network, optimizer: cut(network, structure, optimizer))
     after = count_complexity(model, shape)
-    for unit in find_units(model):
+    for unit in find_units(model).every:
         if unit.name in structure:
             kept = ' and '.join(f'{size} {kind}' for kind, size in unit.sizes.items())
             runner.logger.info(f'pruning: {unit.name} keeps {kept}')

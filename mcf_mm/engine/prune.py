@@ -40,6 +40,7 @@ from mcf_mm.pruning.budget import Budget, budget_kind
 from mcf_mm.pruning.criteria.obs import OBS
 from mcf_mm.pruning.criteria.regular import check_last_step, held_masks, hold
 from mcf_mm.pruning.curves import Curves
+from mcf_mm.pruning.policy import without_tokens
 from mcf_mm.pruning.prune import Ratios, open_policy, require_units, resolve_policy
 from mcf_mm.pruning.structure import check_whole
 from mcf_mm.weights.checkpoint import load_weights
@@ -143,7 +144,9 @@ def prune_checkpoint(
         policy = open_policy(units, costs, budget, kinds, criterion, multiple)
     load_weights(model, checkpoint)
     # Gradients keep the activations of a batch.
-    felt = any(observer.needs_gradients for observer in criterion.observers(units, policy))
+    felt = any(
+        observer.needs_gradients for observer in criterion.observers(units, without_tokens(policy))
+    )
     loader = calibration_loader(cfg, num_images, seed, 16 if felt else 64)
     before, full = count_complexity(model, shape), require_units(model).sizes
     facts = dict(
@@ -169,7 +172,7 @@ def prune_checkpoint(
     if heal is not None:
         check_heal_model(model, cfg, loader, heal, state_file)
         dense = copy.deepcopy(model)
-    forward, loss = forward_and_loss(model, criterion.observers(units, policy))
+    forward, loss = forward_and_loss(model, criterion.observers(units, without_tokens(policy)))
     network = None if curves is None else fingerprint(model)
     known, seen = _known(curves, model, criterion, criterion_settings)
     if known is not None:
@@ -304,7 +307,7 @@ def _apply_masks(model: nn.Module, batches: Any, criterion: Criterion, policy: S
         raise ValueError(f"last_step is for the criterion 'mcf', got {type(criterion).__name__}")
     units = require_units(model)
     criterion.prepare(model)
-    observers = criterion.observers(units, policy)
+    observers = criterion.observers(units, without_tokens(policy))
     seen = calibrate(model, batches, observers, tensor_forward(model), image_names)
     hold(held_masks(units, criterion.sparsify(units, policy, seen)))
 

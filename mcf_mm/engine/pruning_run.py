@@ -33,8 +33,10 @@ from mcf_mm.pruning import (
 from mcf_mm.pruning.advice import asked_kinds, warn_few_tokens, warn_left_alone
 from mcf_mm.pruning.budget import Budget, budget_kind, within_budget
 from mcf_mm.pruning.compensation import check_biases, check_compensation, compensation_observers
+from mcf_mm.pruning.criteria import choose
 from mcf_mm.pruning.measure import Kept, Probe
 from mcf_mm.pruning.observers import Observer
+from mcf_mm.pruning.policy import without_tokens
 from mcf_mm.pruning.prune import (
     Ratios,
     check_criterion,
@@ -148,14 +150,14 @@ class PruningRun:
             self.units = require_units(unwrapped(runner))
             self.policy, trial = self.plan_trial(unwrapped(runner), runner.cfg)
             check_tied(unwrapped(runner), self.policy)
-            check_criterion(self.criterion, self.policy)
+            check_criterion(self.criterion, self.policy, self.compensation)
             check_biases(self.units, self.policy, self.compensation)
             self.check_epochs(runner)
             if self.budget is not None:
                 warn_left_alone(self.units, self.kinds or self.criterion.budget_kinds)
             elif asked := asked_kinds(self.ratios) & {'heads', 'qk', 'v'}:
                 warn_left_alone(self.units, asked)
-            observers = self.criterion.observers(self.units, self.policy)
+            observers = self.criterion.observers(self.units, without_tokens(self.policy))
             felt = any(observer.needs_gradients for observer in observers)
             size = 16 if felt else 64  # gradients keep the activations of a batch
             self.loader = calibration_loader(runner.cfg, self.num_images, self.seed, size)
@@ -217,7 +219,7 @@ class PruningRun:
         if self.keeper is not None:
             self.keeper.remember(runner)
         self.criterion.prepare(unwrapped(runner))
-        observers = self.criterion.observers(self.units, self.policy)
+        observers = self.criterion.observers(self.units, without_tokens(self.policy))
         observers = observers + self._for_compensation(observers)
         batches = Kept(in_run.shown(runner, self.loader))
         seen = in_run.calibrate_run(runner, batches, observers, self.criterion.labels)
@@ -230,11 +232,11 @@ class PruningRun:
             )
             # Each process has measured on its own images; one of them decides.
             self.policy = gather(plan)[0] if runner.distributed else plan
-        seen = self.criterion.turn(self.units, self.policy, seen)
+        seen = self.criterion.turn(self.units, without_tokens(self.policy), seen)
         for network in averages(runner):
             self.criterion.turn_as_well(find_units(network))
         in_run.forget_state(runner, self.units, self.criterion.turned)
-        self.structure = self.criterion.select(self.units, self.policy, seen)
+        self.structure = choose(self.criterion, self.units, self.policy, seen)
         self._finish_cut(runner, seen)
 
     def _for_compensation(self, observers: Sequence[Observer] = ()) -> list:

@@ -10,11 +10,12 @@ from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.policy import check_sizes
 from mcf_mm.pruning.structure import Sizes
 from mcf_mm.pruning.surgery import resize
+from mcf_mm.pruning.token_units import Tokens
 from mcf_mm.pruning.units import Attention, Unit, Units
 from mcf_mm.registry import is_pretrained
 from mcf_mm.weights.check import check_weights
 from mcf_mm.weights.checkpoint import RESIZED, read_state_dict
-from mcf_mm.weights.sizes import sizes_in
+from mcf_mm.weights.sizes import check_tokens, sizes_in
 
 AUTO = 'auto'
 #: Old arguments by kind, from mcf_mm 0.1.
@@ -35,7 +36,8 @@ class SlimUnits:
 
             - ``None``: all.
             - ``{kind: n}`` or ``{kind: [n, ...]}``: by kind (``inputs`` and ``hidden`` of an FFN;
-              ``heads``, ``qk`` and ``v`` of an attention, the last two of each head). One number
+              ``heads``, ``qk`` and ``v`` of an attention, the last two of each head; ``tokens``
+              behind the attention of some blocks). One number
               for all units, or one for each unit that has the kind, in the order of the forward
               pass. Kinds that are not named stay dense.
             - ``{unit: {kind: n}}``: by unit, such as ``'layers.3.ffn'``.
@@ -79,7 +81,7 @@ class SlimUnits:
         check_selection(ffn_selection)
         self.sizes = sizes
         units = find_units(self)
-        self._dense_sizes = units.sizes
+        self._dense_sizes = {unit.name: unit.sizes for unit in units.every}
         if old:
             sizes = {}
             for kind, value in old.items():
@@ -109,7 +111,8 @@ class SlimUnits:
     def _take_sizes(self, state_dict: Mapping[str, Tensor], prefix: str, source: str) -> None:
         """Take the sizes of all units from ``state_dict``; nothing else is read."""
         units = find_units(self)
-        sizes = sizes_in(state_dict, units, prefix, source)
+        check_tokens(state_dict, units, prefix, source)
+        sizes = sizes_in(state_dict, units.every, prefix, source)
         for name, kinds in sizes.items():
             for kind, size in kinds.items():
                 if size > (dense := self._dense_sizes[name][kind]):
@@ -185,9 +188,9 @@ def _add(
     argument: str,
 ) -> None:
     """Add the sizes of one kind, one number for all units or one for each."""
-    own = [unit for unit in units if kind in unit.kinds]
+    own = [unit for unit in units.every if kind in unit.kinds]
     if not own:
-        known = sorted({kind for unit in units for kind in unit.kinds})
+        known = sorted({kind for unit in units.every for kind in unit.kinds})
         raise ValueError(f'{argument}: the network has no {kind!r}, but {known}')
     if isinstance(value, str) or not isinstance(value, int | Sequence):
         raise ValueError(f'{argument} must be a number or one for each unit, got {value!r}')
@@ -211,7 +214,7 @@ def _add(
 
 def resize_all(units: Units, sizes: Sizes) -> None:
     """Give units their sizes; those that are not named stay."""
-    for unit in units:
+    for unit in units.every:
         resize(unit, sizes.get(unit.name, {}))
 
 
@@ -229,7 +232,9 @@ def check_checkpoint(
     Raises:
         ValueError: Weights are missing or have other sizes.
     """
-    there = [unit for unit in find_units(model) if _is_in(state_dict, prefix, unit)]
+    units = find_units(model)
+    check_tokens(state_dict, units, prefix)
+    there = [unit for unit in units.every if _is_in(state_dict, prefix, unit)]
     sizes = sizes_in(state_dict, there, prefix)
     for unit in there:
         if sizes[unit.name] != unit.sizes:
@@ -242,6 +247,8 @@ def check_checkpoint(
 
 def _is_in(state_dict: Mapping[str, Tensor], prefix: str, unit: Unit) -> bool:
     """Whether all weights that tell the sizes of a unit are there."""
+    if isinstance(unit, Tokens):
+        unit = unit.attention
     paths = (
         (*unit.layout.qkv_names, unit.layout.proj_name)
         if isinstance(unit, Attention)

@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcf_mm.pruning.adopt import Adopted, adopted_class
 from mcf_mm.pruning.layers import ALIGNMENT, is_recorded
 
 
-class SlimAttention(nn.Module):
+class SlimAttention(Adopted, nn.Module):
     """Multi-head self-attention with any number of heads, q/k and v channels.
 
     It takes the place of a library's class: :meth:`adopt` gives an attention a class that computes
@@ -113,7 +114,7 @@ class SlimAttention(nn.Module):
         sizes = sizes or cls.read_sizes(module)
         if not isinstance(module, SlimAttention):
             module.dense, module.scaling = cls.dense_sizes(module), cls.softmax_scale(module)
-            module.__class__ = _adopted(cls, type(module))
+            module.__class__ = adopted_class(cls, type(module))
         module.slim = tuple(int(size) for size in sizes)
         setattr(module, cls.heads_name, module.slim[0])
         device = getattr(module, cls.proj_name).weight.device
@@ -125,14 +126,10 @@ class SlimAttention(nn.Module):
             layer = getattr(module, name)
             layer.out_features, layer.in_features = layer.weight.shape
 
-    def __reduce_ex__(self, protocol: int):
-        # The class is made when it is needed, so a copy or a pickle has to make it again.
-        return _rebuilt, type(self).__bases__, dict(self.__dict__)
-
     def _attend(
         self, x: Tensor, mask: Tensor | None, dropout: float, causal: bool = False
     ) -> Tensor:
-        """Attention up to the input of proj, ``(B, N, heads * v)``."""
+        """Attention up to the input of proj, ``(B, N, heads * v)``; N may be fewer tokens."""
         heads, qk, v = self.slim
         layers = [getattr(self, name) for name in self.qkv_names]
         parts = [layer(x) for layer in layers]
@@ -152,7 +149,10 @@ class SlimAttention(nn.Module):
             )
         dropout = dropout if self.training else 0.0
         x = self._mix(query, key, value, mask, dropout_p=dropout, is_causal=causal)
-        return x[..., :v].transpose(1, 2).flatten(2)
+        x = x[..., :v].transpose(1, 2).flatten(2)
+        # A TokenReduction drops tokens before proj.
+        reduction = getattr(self, 'reduction', None)
+        return x if reduction is None else reduction(query, key, self.scaling, x, mask)
 
     def _mix(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings
@@ -259,18 +259,3 @@ LAYOUTS = (
     SlimTimmAttention,
     SlimSelfAttention,
 )
-
-
-def _adopted(layout: type[SlimAttention], own: type[nn.Module]) -> type[SlimAttention]:
-    """The class of an adopted attention: still one of its library's class for ``isinstance``."""
-    if (layout, own) not in _CLASSES:
-        name = f'Slim{own.__name__.removeprefix("Slim")}'
-        _CLASSES[layout, own] = type(name, (layout, own), {'__module__': own.__module__})
-    return _CLASSES[layout, own]
-
-
-def _rebuilt(layout: type[SlimAttention], own: type[nn.Module]) -> SlimAttention:
-    return _adopted(layout, own).__new__(_adopted(layout, own))
-
-
-_CLASSES: dict[tuple[type, type], type[SlimAttention]] = {}

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping
 
 from mcf_mm.pruning.costs import Costs
-from mcf_mm.pruning.policy import FLOORS, uniform
+from mcf_mm.pruning.policy import FLOORS, uniform, without_tokens
 from mcf_mm.pruning.structure import Sizes
-from mcf_mm.pruning.units import Units
+from mcf_mm.pruning.token_units import token_flow
+from mcf_mm.pruning.units import Unit, Units
 
 #: What a budget can be of.
 BUDGETS = ('params', 'macs', 'latency')
@@ -116,7 +117,7 @@ def within_budget(
     def bounded(strength: float) -> dict[str, dict[str, int]]:
         return {
             name: {
-                kind: min(names[name].sizes[kind], max(floors[kind], size))
+                kind: min(names[name].sizes[kind], max(_floor(names[name], kind, floors), size))
                 for kind, size in kinds.items()
             }
             for name, kinds in shape(strength).items()
@@ -157,10 +158,16 @@ def check_reachable(
     floors = {**FLOORS, **(floors or {})}
     names = units.by_name
     least = {
-        name: {kind: min(names[name].sizes[kind], floors[kind]) for kind in own}
+        name: {
+            kind: min(names[name].sizes[kind], _floor(names[name], kind, floors)) for kind in own
+        }
         for name, own in kinds.items()
     }
     _check_smallest(costs, least, *budget)
+
+
+def _floor(unit: Unit, kind: str, floors: Mapping[str, int]) -> int:
+    return max(floors[kind], unit.fewest(kind))
 
 
 def _check_smallest(costs: Costs, least: Sizes, what: str, wanted: float) -> None:
@@ -186,11 +193,19 @@ def _fill(
     what: str,
     wanted: int | float,
 ) -> dict[str, dict[str, int]]:
-    """Add single elements while one fits, those first that the next smaller strength keeps."""
+    """Add single elements while one fits, those first that the next smaller strength keeps.
+
+    Tokens stay as they are where there are other kinds: one ratio has chosen them.
+    """
+    kinds_there = {kind for kinds in sizes.values() for kind in kinds}
+    if kinds_there == {'tokens'}:
+        return _fill_tokens(sizes, units, costs, what, wanted)
     index = BUDGETS.index(what)
     if isinstance(wanted, float):
         wanted *= 1 - 1e-9  # sums of seconds are rounded
     full = units.by_name
+    costs = costs.with_tokens(sizes)
+    sizes, tokens = without_tokens(sizes), sizes
     spent = costs.of(sizes)[what]
     current = {name: {**full[name].sizes, **kinds} for name, kinds in sizes.items()}
     for limit in (above, {name: full[name].sizes for name in sizes}):
@@ -209,4 +224,22 @@ def _fill(
                         current[name] = more
                         spent += extra
                         grown = True
+    for name, kinds in tokens.items():
+        if 'tokens' in kinds:
+            sizes[name] = {'tokens': kinds['tokens']}
+    return sizes
+
+
+def _fill_tokens(
+    sizes: dict[str, dict[str, int]], units: Units, costs: Costs, what: str, wanted: int | float
+) -> dict[str, dict[str, int]]:
+    """Add single tokens while one fits, at the last place first, where they cost least."""
+    grown = True
+    while grown:
+        grown = False
+        for name in reversed(sizes):
+            more = {**sizes, name: {'tokens': sizes[name]['tokens'] + 1}}
+            arriving, _ = token_flow(units, sizes)[name]
+            if more[name]['tokens'] <= arriving and costs.of(more)[what] <= wanted:
+                sizes, grown = more, True
     return sizes

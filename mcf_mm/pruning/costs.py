@@ -1,7 +1,7 @@
 """Parameters and MACs of a policy in closed form, from the sizes alone."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcf_mm.pruning.find import find_units
+from mcf_mm.pruning.policy import without_tokens
 from mcf_mm.pruning.structure import Sizes
+from mcf_mm.pruning.token_units import Tokens
 from mcf_mm.pruning.units import FFN, Attention, Unit, Units
 
 
@@ -23,6 +25,8 @@ class _Part:
         per_head: Other parameters of one head.
         calls: (Tokens, pairs of query and key) of every call for one image.
         width_out: Outputs of the last layer.
+        leaving: Tokens that stay before the last layer of an attention; None for all.
+        readers: Tokens whose attention is computed once more, to choose those.
     """
 
     width: int
@@ -30,6 +34,29 @@ class _Part:
     per_head: int
     calls: tuple[tuple[int, int], ...]
     width_out: int
+    leaving: int | None = None
+    readers: int = 0
+
+
+@dataclass(frozen=True)
+class _Reduction:
+    """Where tokens can be dropped.
+
+    Attributes:
+        unit: Name of the unit of tokens.
+        attention: Name of the attention in front of it.
+        behind: Names of the units behind it, up to the attention of the next.
+        number: Tokens that arrive at the first of all reductions in the dense network.
+        kept: Tokens that stay in the network that was counted; None where all do.
+        readers: See :class:`_Part`.
+    """
+
+    unit: str
+    attention: str
+    behind: tuple[str, ...]
+    number: int
+    kept: int | None
+    readers: int
 
 
 class Times(Protocol):
@@ -64,6 +91,38 @@ class Costs:
     macs: int = 0
     latency: Times | None = None
     _parts: dict[str, _Part] = field(default_factory=dict)
+    _reductions: tuple[_Reduction, ...] = ()
+
+    def with_tokens(self, sizes: Sizes) -> 'Costs':
+        """Costs of the network in which the units of tokens have these sizes.
+
+        All units behind a reduction cost less. Other kinds of ``sizes`` are passed over.
+
+        Raises:
+            ValueError: There are measured times, which are of all tokens.
+        """
+        if not any('tokens' in kinds for kinds in sizes.values()):
+            return self
+        if self.latency is not None:
+            raise ValueError(
+                'times are measured with all tokens: a budget of latency cannot prune tokens'
+            )
+        parts = dict(self._parts)
+        arriving = self._reductions[0].number
+        for reduction in self._reductions:
+            kept = sizes.get(reduction.unit, {}).get('tokens', reduction.kept)
+            drops = kept is not None and kept < arriving
+            leaving = kept + 1 if drops else arriving
+            parts[reduction.attention] = replace(
+                parts[reduction.attention],
+                calls=((arriving, arriving * arriving),),
+                leaving=leaving if drops else None,
+                readers=reduction.readers if drops else 0,
+            )
+            for name in reduction.behind:
+                parts[name] = replace(parts[name], calls=((leaving, leaving * leaving),))
+            arriving = leaving
+        return replace(self, _parts=parts)
 
     def of(self, sizes: Sizes) -> dict[str, int | float]:
         """Cost of the network with these sizes; units and kinds that are not named stay.
@@ -71,6 +130,9 @@ class Costs:
         Returns:
             ``{'params': int, 'macs': int}``, with measured times ``'latency': float`` (seconds).
         """
+        own_costs = self.with_tokens(sizes)
+        if own_costs is not self:
+            return own_costs.of(without_tokens(sizes))
         totals = {'params': self.params, 'macs': self.macs}
         if self.latency is not None:
             totals['latency'] = self.latency.rest
@@ -99,6 +161,8 @@ class Costs:
 
     def _count(self, name: str, sizes: Mapping[str, int | Tensor]) -> tuple:
         """(Parameters, MACs) of one unit."""
+        if 'tokens' in sizes:
+            return 0, 0  # they make the others cheaper, see with_tokens()
         part = self._parts[name]
         if 'hidden' in sizes:
             inputs, hidden = sizes['inputs'], sizes['hidden']
@@ -107,9 +171,15 @@ class Costs:
             return params, tokens * hidden * (inputs + part.width_out)
         heads, qk, v = sizes['heads'], sizes['qk'], sizes['v']
         rows = heads * (2 * qk + v)
-        weights = rows * part.width + part.width_out * heads * v
-        params = weights + rows * part.bias + heads * part.per_head
-        macs = sum(tokens * weights + pairs * heads * (qk + v) for tokens, pairs in part.calls)
+        columns = part.width_out * heads * v
+        params = rows * part.width + columns + rows * part.bias + heads * part.per_head
+        macs = sum(
+            tokens * rows * part.width
+            + (tokens if part.leaving is None else part.leaving) * columns
+            + pairs * heads * (qk + v)
+            + part.readers * tokens * heads * qk
+            for tokens, pairs in part.calls
+        )
         return params, macs
 
 
@@ -161,6 +231,7 @@ def measure_costs(
     costs = Costs(
         {unit.name: unit.sizes for unit in units},
         _parts={unit.name: _part(unit, calls[unit.name]) for unit in units},
+        _reductions=tuple(_reductions(units, calls)),
     )
     own = costs.of({})
     parameters = {id(p): p.numel() for p in model.parameters()}
@@ -183,4 +254,32 @@ def _part(unit: Unit, calls: list[tuple[int, int]]) -> _Part:
         sum(table.shape[0] for table in tables),
         tuple(calls),
         unit.proj.out_features,
+        *_reduced(unit),
     )
+
+
+def _reduced(unit: Attention) -> tuple[int | None, int]:
+    """Tokens that leave an attention which drops some, and how many are looked at for it."""
+    reduction = getattr(unit.module, 'reduction', None)
+    if reduction is None:
+        return None, 0
+    start, stop = reduction.readers
+    return reduction.kept + 1, (0 if stop is None else stop) - start
+
+
+def _reductions(units: Units, calls: Mapping[str, list]) -> Iterator[_Reduction]:
+    """Where tokens can be dropped, in the order of the forward pass."""
+    units = units.every
+    places = [number for number, unit in enumerate(units) if isinstance(unit, Tokens)]
+    for place, following in zip(places, [*places[1:], None], strict=False):
+        unit = units[place]
+        start, stop = unit.readers
+        yield _Reduction(
+            unit.name,
+            unit.attention.name,
+            # The attention in front of the next one computes with what this one leaves.
+            tuple(other.name for other in units[place + 1 : following]),
+            calls[units[places[0]].attention.name][0][0],
+            unit.reduction.kept if unit.is_pruned else None,
+            (0 if stop is None else stop) - start,
+        )

@@ -37,11 +37,12 @@ def blocks_distance(
 ) -> Tensor:
     """Mean squared distance of the blocks' outputs, relative to the teacher's size, over blocks.
 
-    Pruning leaves the width of the residual stream as it is, so outputs compare directly.
+    Pruning leaves the width of the residual stream as it is, so outputs compare directly. Where the
+    student has dropped tokens, the first one is compared alone: the class token.
 
     Args:
         seen: Outputs of the student by name.
-        wanted: Outputs of the teacher by name, each of the student's shape.
+        wanted: Outputs of the teacher by name, each of the student's shape but for the tokens.
         centred: Divide by the variance of the teacher's output instead of its mean square. Defaults
             to False.
 
@@ -51,8 +52,11 @@ def blocks_distance(
     distances = []
     for name, target in wanted.items():
         target = target.float()
+        own = seen[name].float()
+        if own.dim() == 3 and own.shape[1] != target.shape[1]:
+            own, target = own[:, :1], target[:, :1]
         size = target.var() if centred else target.square().mean()
-        distances.append(F.mse_loss(seen[name].float(), target) / size)
+        distances.append(F.mse_loss(own, target) / size)
     return torch.stack(distances).mean()
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from mcf_mm.pruning.attention import SlimAttention
 from mcf_mm.pruning.layers import SlimLinear
+from mcf_mm.pruning.token_units import add_token_units
 from mcf_mm.pruning.units import FFN, Attention, Units
 
 
@@ -15,7 +16,9 @@ def find_units(model: nn.Module) -> Units:
     FFNs are mmcv's ``FFN`` (``layers`` is a Sequential of [Sequential(Linear, activation,
     dropout), Linear, dropout]) and modules with ``fc1`` and ``fc2`` such as those of timm and
     Hugging Face. Attentions have ``qkv`` and ``proj`` (mmpretrain, mmdet's Swin, timm) or
-    ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj`` (Hugging Face).
+    ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj`` (Hugging Face). Tokens can be dropped in some
+    blocks of a plain vision transformer of mmpretrain or timm of which the class token alone is
+    read, and of YOLOS.
 
     Args:
         model: Any network.
@@ -40,6 +43,7 @@ def find_units(model: nn.Module) -> Units:
             units.left_out[name] = (
                 f'its class {type(module).__name__}, with {linears} linear layers, is not known'
             )
+    add_token_units(model, units)
     return units
 
 

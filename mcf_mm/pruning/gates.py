@@ -17,7 +17,8 @@ class Gates:
 
     Args:
         units: Units of a network.
-        kinds: Kinds that get gates, where a unit has them. Defaults to all.
+        kinds: Kinds that get gates, where a unit has them. Defaults to all but tokens, which have
+            none.
 
     Attributes:
         values: One number for each element, ``(count,)``, by unit name and kind; all 1 at first.
@@ -37,6 +38,8 @@ class Gates:
         self.values: dict[tuple[str, str], Tensor] = {}
         for unit in self.units.values():
             for kind in unit.kinds:
+                if kind == 'tokens':
+                    continue  # images choose them, no number is multiplied
                 if wanted is None or kind in wanted:
                     weight = next(unit.module.parameters())
                     ones = torch.ones(unit.count(kind), device=weight.device)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from mcf_mm.pruning.structure import Sizes, kept_size
-from mcf_mm.pruning.units import Units
+from mcf_mm.pruning.token_units import Tokens, token_flow
+from mcf_mm.pruning.units import Unit, Units
 
 #: Fewest elements that a policy leaves: of v and q/k in each head.
-FLOORS = {'inputs': 1, 'hidden': 1, 'heads': 1, 'qk': 1, 'v': 1}
+FLOORS = {'inputs': 1, 'hidden': 1, 'heads': 1, 'qk': 1, 'v': 1, 'tokens': 1}
 
 
 def uniform(
@@ -26,7 +27,7 @@ def uniform(
         units: Units of a network.
         ratios: Share to drop, in [0, 1): one for all of ``kinds``, ``{kind: ratio}``, or
             ``{unit: {kind: ratio}}``. Kinds that are not named stay as they are. Of ``qk`` and
-            ``v`` it is the share of the channels of each head.
+            ``v`` it is the share of the channels of each head, of ``tokens`` of those that arrive.
         multiple: See :func:`~mcf_mm.pruning.structure.kept_size`. Defaults to 1.
         kinds: Which kinds one ratio is for. Defaults to inputs and hidden units, as in MCF.
 
@@ -40,7 +41,7 @@ def uniform(
         raise ValueError(
             f'ratios must be {{kind: ratio}} or {{unit: {{kind: ratio}}}}, got {ratios}'
         )
-    known = {kind for unit in units for kind in unit.kinds}
+    known = {kind for unit in units.every for kind in unit.kinds}
     if by_unit:
         check_names(units, ratios, 'ratios')
     elif unknown := set(ratios) - known:
@@ -49,16 +50,29 @@ def uniform(
             f'{why_missing(units, unknown)}'
         )
     sizes: dict[str, dict[str, int]] = {}
-    for unit in units:
+    arriving = None
+    for unit in units.every:
         own = ratios.get(unit.name, {}) if by_unit else ratios
+        if isinstance(unit, Tokens):
+            full = unit.sizes['tokens'] if arriving is None else arriving
+            if 'tokens' in own:
+                kept = max(unit.least, _kept(unit, 'tokens', full, own['tokens'], 1))
+                sizes[unit.name] = {'tokens': kept}
+                arriving = kept if kept == full else kept + 1
+            continue
         for kind, ratio in own.items():
             if kind in unit.kinds:
-                try:
-                    kept = kept_size(unit.sizes[kind], ratio, multiple)
-                except ValueError as error:
-                    raise ValueError(f'{kind} of {unit.name}: {error}') from None
-                sizes.setdefault(unit.name, {})[kind] = kept
+                sizes.setdefault(unit.name, {})[kind] = _kept(
+                    unit, kind, unit.sizes[kind], ratio, multiple
+                )
     return sizes
+
+
+def _kept(unit: Unit, kind: str, full: int, ratio: float, multiple: int) -> int:
+    try:
+        return kept_size(full, ratio, multiple)
+    except ValueError as error:
+        raise ValueError(f'{kind} of {unit.name}: {error}') from None
 
 
 def check_names(units: Units, policy: Mapping[str, Mapping], argument: str) -> None:
@@ -113,6 +127,19 @@ def check_sizes(units: Units, sizes: Sizes, argument: str = 'sizes') -> None:
                 raise ValueError(
                     f'{argument}: {kind} of {name} is {size!r}, it must be from 1 to {largest}'
                 )
+    try:
+        token_flow(units, sizes)
+    except ValueError as error:
+        raise ValueError(f'{argument}: {error}') from None
+
+
+def without_tokens(sizes: Sizes) -> dict[str, dict[str, int]]:
+    """The kinds whose elements a criterion scores: all but ``tokens``, which images choose."""
+    own = {
+        name: {kind: size for kind, size in kinds.items() if kind != 'tokens'}
+        for name, kinds in sizes.items()
+    }
+    return {name: kinds for name, kinds in own.items() if kinds}
 
 
 def read_policy(path: str | Path) -> dict[str, dict[str, int]]:

@@ -18,12 +18,18 @@ from mcf_mm.pruning.compensation import (
     compensation_observers,
 )
 from mcf_mm.pruning.costs import Costs, measure_costs
-from mcf_mm.pruning.criteria import Criterion, ScoreFunction, build_criterion
+from mcf_mm.pruning.criteria import Criterion, ScoreFunction, build_criterion, choose
 from mcf_mm.pruning.curves import Curves
 from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.measure import Kept, Probe
 from mcf_mm.pruning.observers import CalibrationError
-from mcf_mm.pruning.policy import check_sizes, read_policy, uniform, why_missing
+from mcf_mm.pruning.policy import (
+    check_sizes,
+    read_policy,
+    uniform,
+    why_missing,
+    without_tokens,
+)
 from mcf_mm.pruning.sequential import check_batches, copies, solve_sequentially
 from mcf_mm.pruning.structure import Sizes, Structure
 from mcf_mm.pruning.surgery import cut
@@ -116,7 +122,7 @@ def prune(
         kinds = None if kinds is None else set(kinds)
         batches, costs = known_costs(model, batches, forward, costs)
         policy = open_policy(units, costs, budget, kinds, criterion, multiple)
-    check_criterion(criterion, policy)
+    check_criterion(criterion, policy, compensation)
     if budget is not None:
         warn_left_alone(units, kinds or criterion.budget_kinds)
     elif asked := asked_kinds(ratios) & {'heads', 'qk', 'v'}:
@@ -124,7 +130,7 @@ def prune(
     check_biases(units, policy, compensation)
     check_tied(model, policy)
     criterion.prepare(model)
-    observers = criterion.observers(units, policy)
+    observers = criterion.observers(units, without_tokens(policy))
     observers += compensation_observers(units, policy, compensation, observers)
     passing = Kept(batches)
     if seen is None:
@@ -140,8 +146,8 @@ def prune(
             passing.keep()  # what was seen comes from an earlier calibration
         probe = Probe(model, passing.first, forward, compensation, progress)
         policy = criterion.plan(units, policy, seen, costs, budget, curves, probe)
-    seen = criterion.turn(units, policy, seen)
-    structure = criterion.select(units, policy, seen)
+    seen = criterion.turn(units, without_tokens(policy), seen)
+    structure = choose(criterion, units, policy, seen)
     dense = copies(model, structure) if compensation == 'sequential' else {}
     compensate(units, structure, seen, compensation)
     cut(model, structure)
@@ -171,7 +177,7 @@ def resolve_policy(
         policy = uniform(units, 0.4 if ratios is None else ratios, multiple)
     if not policy:
         raise ValueError(f'ratios={ratios} and sizes={sizes} prune nothing of this network')
-    for unit in units:
+    for unit in units.every:
         if unit.name in policy and unit.is_pruned:
             raise ValueError(
                 f'{unit.name} is pruned already, to {unit.sizes}: start from the dense network'
@@ -222,7 +228,7 @@ def open_policy(
     """
     if multiple != 1:
         raise ValueError(f'a budget is met to the last element: multiple must be 1, got {multiple}')
-    known = {kind for unit in units for kind in unit.kinds}
+    known = {kind for unit in units.every for kind in unit.kinds}
     kinds = criterion.budget_kinds & known if kinds is None else set(kinds)
     if unknown := kinds - known:
         raise ValueError(
@@ -231,7 +237,7 @@ def open_policy(
         )
     full = {
         unit.name: {kind: unit.sizes[kind] for kind in unit.kinds if kind in kinds}
-        for unit in units
+        for unit in units.every
     }
     full = {name: own for name, own in full.items() if own}
     what, wanted = parse_budget(budget, costs)
@@ -240,7 +246,7 @@ def open_policy(
             f'the network meets the budget {budget} as it is: {costs.of({})[what]:,} {what}'
         )
     check_reachable(units, costs, (what, wanted), full, criterion.floors)
-    for unit in units:
+    for unit in units.every:
         if unit.name in full and unit.is_pruned:
             raise ValueError(
                 f'{unit.name} is pruned already, to {unit.sizes}: start from the dense network'
@@ -248,14 +254,20 @@ def open_policy(
     return full
 
 
-def check_criterion(criterion: Criterion, policy: Sizes) -> None:
-    """Check that a criterion can score what a policy prunes.
+def check_criterion(criterion: Criterion, policy: Sizes, compensation: str = 'none') -> None:
+    """Check that a criterion can score what a policy prunes, and that layers can be solved.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: It cannot; or tokens are dropped and layers solved one after the other.
     """
+    asked = {kind for kinds in policy.values() for kind in kinds}
+    if 'tokens' in asked and compensation == 'sequential':
+        raise ValueError(
+            "compensation='sequential' compares each token with the dense network's and cannot "
+            "drop tokens: take 'least_squares', or leave tokens out"
+        )
+    asked -= {'tokens'}  # each image chooses its own
     if criterion.kinds is not None:
-        asked = {kind for kinds in policy.values() for kind in kinds}
         if unknown := asked - set(criterion.kinds):
             raise ValueError(
                 f'{type(criterion).__name__} scores {list(criterion.kinds)} and no '

@@ -28,8 +28,13 @@ class _Enough(Exception):
 
 
 def copies(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    """Copies of units of a network as they are, for :func:`solve_sequentially`."""
-    return {name: copy.deepcopy(model.get_submodule(name)) for name in names}
+    """Copies of units of a network as they are, for :func:`solve_sequentially`.
+
+    A unit that lies in another one, such as an attention in a block, is copied with it.
+    """
+    names = list(names)
+    inside = {n for n in names if any(n.startswith(f'{other}.') for other in names)}
+    return {name: copy.deepcopy(model.get_submodule(name)) for name in names if name not in inside}
 
 
 @contextmanager

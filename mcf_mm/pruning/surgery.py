@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.structure import Structure
+from mcf_mm.pruning.token_units import Tokens, token_flow
+from mcf_mm.pruning.tokens import ReducingBlock, TokenReduction
 from mcf_mm.pruning.units import FFN, Attention, Unit
 
 
@@ -30,18 +32,27 @@ def cut(
         ValueError: ``structure`` names a unit or an element that ``model`` lacks, or the state of
             the optimizer cannot be cut. Nothing is changed then.
     """
-    units = find_units(model).by_name
+    found = find_units(model)
+    units = found.by_name
     work = []
-    for name, kinds in structure.items():
+    for name in structure:
         if name not in units:
             raise ValueError(f'the model has no unit {name!r}; it has {list(units)}')
+    # In the order of the forward pass: which tokens arrive depends on those that were dropped.
+    for name in (name for name in units if name in structure):
+        kinds = structure[name]
         kept = units[name].complete(kinds)
         keeps = units[name].keeps(kept)
         for path, indices in keeps.items():
             check_state(units[name].parameter(path), indices, optimizer, f'{name}.{path}')
         if isinstance(units[name], Attention):
             _check_class(units[name])
+        if isinstance(units[name], Tokens):
+            _check_class(units[name].attention)
+            _check_block(units[name])
         work.append((units[name], kept, keeps))
+    tokens = {name: kinds for name, kinds in structure.items() if 'tokens' in kinds}
+    token_flow(found, Structure(tokens).sizes)
     for unit, kept, keeps in work:
         if isinstance(unit, Attention):
             unit.layout.adopt(unit.module)
@@ -74,6 +85,32 @@ def _check_class(unit: Attention) -> None:
         raise ValueError(
             f'{unit.name} ({type(module).__name__}) does not compute plain attention: its heads, '
             'qk and v cannot be pruned'
+        )
+
+
+def _check_block(unit: Tokens) -> None:
+    """Refuse a block that does not compute what the class that replaces it computes."""
+    if unit.is_pruned:
+        return  # replaced before
+    block, weight = unit.module, unit.attention.proj.weight
+    number = unit.least + 4
+    x = torch.linspace(-1, 1, number * len(weight), dtype=torch.double)
+    x = x.sin().view(1, number, -1).to(weight)
+    modes = [part for part in block.modules() if part.training]
+    block.train(False)
+    small = copy.deepcopy(block)
+    attention = small.get_submodule(unit.attention.name.removeprefix(f'{unit.name}.'))
+    unit.attention.layout.adopt(attention)
+    everything = TokenReduction(number, number, unit.first, unit.last, unit.readers)
+    ReducingBlock.layout_of(small).reduce(small, everything)
+    with torch.no_grad():
+        before, after = block(x), small(x)
+    for part in modes:
+        part.training = True
+    if not torch.allclose(before, after, atol=1e-3 * float(before.abs().max()), rtol=0):
+        raise ValueError(
+            f'{unit.name} ({type(block).__name__}) does not compute attention and FFN one after '
+            'the other: its tokens cannot be dropped'
         )
 
 
@@ -174,7 +211,9 @@ def resize(unit: Unit, sizes: Mapping[str, int]) -> None:
     if unknown := set(sizes) - set(unit.sizes):
         raise ValueError(f'{unit.name} has no {sorted(unknown)}: it has {list(unit.sizes)}')
     new = {**unit.sizes, **sizes}
-    if new != unit.sizes:
+    if isinstance(unit, Tokens):
+        unit.keep(new['tokens'])
+    elif new != unit.sizes:
         (_resize_ffn if isinstance(unit, FFN) else _resize_attention)(unit, new)
 
 

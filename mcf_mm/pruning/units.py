@@ -79,6 +79,10 @@ class Unit:
         """Number of elements of a kind that are scored and indexed, over all groups."""
         return self.sizes[kind] * self.groups(kind)
 
+    def fewest(self, kind: str) -> int:
+        """Fewest elements of a kind that can stay; of q/k and v channels, in each head."""
+        return 1
+
     def axes(self, kind: str) -> list[Axis]:
         """Where the elements of a kind lie in the unit's parameters."""
         raise NotImplementedError
@@ -321,20 +325,30 @@ class Attention(Unit):
 
 
 class Units(list[Unit]):
-    """Units of a network in the order of the forward pass.
+    """Units of a network in the order of the forward pass: FFNs and attentions.
 
     Attributes:
         left_out: Reason by name, for modules that look like a unit and cannot be pruned.
+        tokens: Units of tokens (:class:`~mcf_mm.pruning.token_units.Tokens`), which have no weights
+            and which each belong to an attention.
     """
 
     def __init__(self, units: Sequence[Unit] = (), left_out: Mapping[str, str] | None = None):
         super().__init__(units)
         self.left_out = dict(left_out or {})
+        self.tokens: list[Unit] = []
+
+    @property
+    def every(self) -> list[Unit]:
+        """All units in the order of the forward pass, those of tokens behind their attentions."""
+        behind = {unit.attention.name: unit for unit in self.tokens}
+        pairs = ((unit, behind.get(unit.name)) for unit in self)
+        return [unit for pair in pairs for unit in pair if unit is not None]
 
     @property
     def by_name(self) -> dict[str, Unit]:
-        """Units by name."""
-        return {unit.name: unit for unit in self}
+        """All units by name, those of tokens too."""
+        return {unit.name: unit for unit in self.every}
 
     @property
     def ffns(self) -> list[FFN]:
@@ -348,5 +362,6 @@ class Units(list[Unit]):
 
     @property
     def sizes(self) -> dict[str, dict[str, int]]:
-        """Sizes of all units now, ``{unit: {kind: n}}``."""
-        return {unit.name: unit.sizes for unit in self}
+        """Sizes of all units now, ``{unit: {kind: n}}``; of tokens where some are dropped."""
+        shown = [*self, *(unit for unit in self.tokens if unit.is_pruned)]
+        return {unit.name: unit.sizes for unit in shown}

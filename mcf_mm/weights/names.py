@@ -104,8 +104,13 @@ ffn.layers.1        mlp.fc2        output.dense                     =
 """,
 }
 #: Buffers of pruned layers, and which: ``inputs`` that a linear layer reads, ``sizes`` of an
-#: attention (heads, query and key channels per head, value channels per head).
-_SLIM_BUFFERS = {'inputs': re.compile(r'layers\.0\.0$'), 'sizes': re.compile(r'attn$|w_msa$')}
+#: attention (heads, query and key channels per head, value channels per head), and how many tokens
+#: stay of how many.
+_SLIM_BUFFERS = {
+    'inputs': re.compile(r'layers\.0\.0$'),
+    'sizes': re.compile(r'attn$|w_msa$'),
+    'reduction.tokens': re.compile(r'attn$'),
+}
 #: Modules without weights of their own.
 _HOLDERS = re.compile(r'(ffn|attn|w_msa)$')
 #: Parts that are tensors themselves; all others are modules with a weight and perhaps a bias.
@@ -234,6 +239,9 @@ class Names:
         if part:
             return part if _TENSORS.search(self.openmmlab[part.row]) else None
         name, _, leaf = key.rpartition('.')
+        for buffer in _SLIM_BUFFERS:
+            if key.endswith(f'.{buffer}'):  # one has a name of two parts
+                name, leaf = key.removesuffix(f'.{buffer}'), buffer
         part = self.read(name)
         if part is None or _TENSORS.search(self.openmmlab[part.row]):
             return None

@@ -4,7 +4,11 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from mcf_mm.pruning.units import FFN, Attention, Unit
+from mcf_mm.pruning.token_units import Tokens
+from mcf_mm.pruning.units import FFN, Attention, Unit, Units
+
+#: Buffer of an attention that says how many tokens stay, of how many.
+TOKENS = 'reduction.tokens'
 
 
 def sizes_in(
@@ -16,7 +20,8 @@ def sizes_in(
     """Read the size of each unit from weights.
 
     An FFN is as large as its weights. An attention has a buffer ``sizes`` (heads, q/k and v
-    channels of a head) when it is pruned; without one it has the sizes of the dense network.
+    channels of a head) when it is pruned; without one it has the sizes of the dense network. Where
+    tokens are dropped, the buffer ``tokens`` says how many stay.
 
     Args:
         state_dict: The weights.
@@ -33,12 +38,51 @@ def sizes_in(
     """
     if prefix and not prefix.endswith('.'):
         prefix += '.'
-    sizes = {}
+    sizes, arriving = {}, None
     for unit in units:
         name = prefix + unit.name if unit.name else prefix.removesuffix('.')
-        read = _ffn if isinstance(unit, FFN) else _attention
-        sizes[unit.name] = read(unit, Weights(state_dict, name, unit.name, source))
+        weights = Weights(state_dict, name, unit.name, source)
+        if isinstance(unit, Tokens):
+            arriving = unit.number if arriving is None else arriving
+            kept = _tokens(unit, weights, arriving)
+            sizes[unit.name] = {'tokens': kept}
+            arriving = kept if kept == arriving else kept + 1
+        else:
+            read = _ffn if isinstance(unit, FFN) else _attention
+            sizes[unit.name] = read(unit, weights)
     return sizes
+
+
+def check_tokens(
+    state_dict: Mapping[str, Tensor],
+    units: Units,
+    prefix: str = '',
+    source: str = 'the checkpoint',
+) -> None:
+    """Check that a network can drop tokens where weights say that they are dropped.
+
+    Args:
+        state_dict: The weights.
+        units: Units of the network that is to load them.
+        prefix: What stands before the names of the network there. Defaults to none.
+        source: What to call the weights in an error. Defaults to ``'the checkpoint'``.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if prefix and not prefix.endswith('.'):
+        prefix += '.'
+    places = {f'{unit.attention.name}.{TOKENS}' for unit in units.tokens}
+    for key in state_dict:
+        if key.startswith(prefix) and key.endswith(f'.{TOKENS}'):
+            name = key.removeprefix(prefix)
+            if name not in places:
+                attention = units.by_name.get(name.removesuffix(f'.{TOKENS}'))
+                reason = getattr(attention, 'missing', {}).get('tokens', 'it has no such block')
+                raise ValueError(
+                    f'{source} drops tokens ({key}), and this network cannot: {reason}. Detectors '
+                    'need all patches, but YOLOS; prune other kinds for them'
+                )
 
 
 class Weights:
@@ -93,6 +137,19 @@ def _ffn(unit: FFN, weights: Weights) -> dict[str, int]:
             "(ffn_selection='row'), which is no more: prune the dense network again"
         )
     return {'inputs': inputs, 'hidden': hidden}
+
+
+def _tokens(unit: Tokens, weights: Weights, arriving: int) -> int:
+    told = weights.get(f'{unit.attention.name.removeprefix(unit.name + ".")}.{TOKENS}')
+    if told is None:
+        return arriving
+    kept, of = (int(number) for number in told)
+    if of != arriving or not unit.least <= kept <= of:
+        raise weights.error(
+            f'{kept} of {of} tokens stay, and {arriving} arrive in the network that is built: '
+            'build it for images of the size that it was pruned for'
+        )
+    return kept
 
 
 def _attention(unit: Attention, weights: Weights) -> dict[str, int]:

@@ -89,7 +89,7 @@ def slim_config(model: nn.Module, cfg: Config, checkpoint: str | Path) -> Config
     cfg = copy.deepcopy(cfg)
     units = find_units(model)
     backbone = cfg.model.get('backbone')
-    pruned = [unit for unit in units if unit.is_pruned]
+    pruned = [unit for unit in units.every if unit.is_pruned]
     if (kind := slim_class(pruned, cfg)) is not None:
         for key in ('init_cfg', *OLD_ARGUMENTS):
             backbone.pop(key, None)
@@ -125,9 +125,9 @@ def sizes_by_kind(units: Units) -> dict[str, list[int]]:
 
     FFNs of which none was pruned are left out with all their kinds, attentions likewise.
     """
-    pruned = {type(unit) for unit in units if unit.is_pruned}
+    pruned = {type(unit) for unit in units.every if unit.is_pruned}
     sizes: dict[str, list[int]] = {}
-    for unit in units:
+    for unit in units.every:
         if type(unit) in pruned:
             for kind, size in unit.sizes.items():
                 sizes.setdefault(kind, []).append(size)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.surgery import resize
+from mcf_mm.pruning.token_units import Tokens
 from mcf_mm.pruning.units import FFN, Unit
 from mcf_mm.weights.check import check_weights
 from mcf_mm.weights.convert import convert_state_dict
 from mcf_mm.weights.files import read_weights
 from mcf_mm.weights.names import recognise
-from mcf_mm.weights.sizes import sizes_in
+from mcf_mm.weights.sizes import TOKENS, sizes_in
 
 
 def to_timm(
@@ -64,7 +65,7 @@ def to_timm(
 
 def _resized(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """The same model with units of the sizes of the weights."""
-    units = [unit for unit in find_units(model) if _tells_sizes(weights, unit)]
+    units = [unit for unit in find_units(model).every if _tells_sizes(weights, unit)]
     sizes = sizes_in(weights, units, source='the weights')
     for unit in units:
         resize(unit, sizes[unit.name])
@@ -76,4 +77,6 @@ def _tells_sizes(weights: Mapping[str, Tensor], unit: Unit) -> bool:
     if isinstance(unit, FFN):
         paths = (unit.fc1_path, unit.fc2_path)
         return all(f'{unit.name}.{path}.weight' in weights for path in paths)
+    if isinstance(unit, Tokens):
+        return f'{unit.attention.name}.{TOKENS}' in weights
     return f'{unit.name}.sizes' in weights

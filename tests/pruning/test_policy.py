@@ -70,7 +70,7 @@ def test_networks_without_a_kind_of_norm_do_not_lose_it():
     'ratios, message',
     [
         (dict(hiddens=0.4), r"names \['hiddens'\], the network has \['heads', 'hidden', "),
-        ({'blocks.7.mlp': dict(hidden=0.4)}, r"unit 'blocks\.7\.mlp', .*\(4 in all\)"),
+        ({'blocks.7.mlp': dict(hidden=0.4)}, r"unit 'blocks\.7\.mlp', .*\(6 in all\)"),
         ({'blocks.0.mlp': dict(heads=0.4)}, r"\['heads'\] of blocks\.0\.mlp, which has \['inp"),
         (
             {'blocks.0.mlp': dict(hidden=0.4), 'heads': 0.5},
@@ -88,7 +88,7 @@ def test_ratios_that_do_not_fit_are_named(units, ratios, message):
 def test_a_message_says_what_was_left_out():
     units = measured('mmpretrain T2T_ViT')[0]
     with pytest.raises(ValueError, match=r'; 2 are left out, the first .*attention1\.attn: its v'):
-        uniform(units, dict(tokens=0.5))
+        uniform(units, dict(tiles=0.5))
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,11 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
                 x = checkpoint(layer, x, mask, use_reentrant=False)
             else:
                 x = layer(x, mask)
+            reduction = getattr(layer.attn, 'reduction', None)
+            if reduction is not None and reduction.choice is not None:
+                # The positions that are still to be added go with the tokens.
+                mask = reduction.choice.mask
+                positions = [reduction.choice.apply(own) for own in positions]
             if positions:
                 x = x + positions.pop()
         # Norm is per token, and only these tokens are used.

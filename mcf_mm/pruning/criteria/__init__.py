@@ -8,6 +8,7 @@ from mcf_mm.pruning.criteria.base import (
     Magnitude,
     Random,
     ScoreFunction,
+    choose,
 )
 from mcf_mm.pruning.criteria.mcf import MCF
 from mcf_mm.pruning.criteria.obs import OBS
@@ -67,4 +68,5 @@ __all__ = [
     'Magnitude',
     'Random',
     'build_criterion',
+    'choose',
 ]

@@ -11,7 +11,7 @@ from mcf_mm.pruning.budget import Budget, within_budget
 from mcf_mm.pruning.calibration import Seen
 from mcf_mm.pruning.costs import Costs
 from mcf_mm.pruning.observers import ActivationObserver, GradientObserver, Observer
-from mcf_mm.pruning.policy import FLOORS
+from mcf_mm.pruning.policy import FLOORS, without_tokens
 from mcf_mm.pruning.structure import Sizes, Structure, check_seed
 from mcf_mm.pruning.units import Unit
 
@@ -139,6 +139,22 @@ class Criterion:
                 f'the criterion gave scores that are not finite for {unit.name}.{kind}'
             )
         return scores
+
+
+def choose(criterion: Criterion, units: Sequence[Unit], sizes: Sizes, seen: Seen) -> Structure:
+    """What is kept: a criterion selects, and of tokens the first ranks stay.
+
+    Args:
+        criterion: It selects all but tokens.
+        units: Units in the order of the forward pass.
+        sizes: How many elements are kept.
+        seen: Result of calibration.
+    """
+    kept = dict(criterion.select(units, without_tokens(sizes), seen))
+    for name, kinds in sizes.items():
+        if 'tokens' in kinds:
+            kept[name] = {'tokens': torch.arange(kinds['tokens'])}
+    return Structure(kept)
 
 
 def largest(scores: Tensor, groups: int, number: int, chosen: Tensor) -> Tensor:
