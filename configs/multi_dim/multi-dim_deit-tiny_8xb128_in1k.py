@@ -1,0 +1,18 @@
+"""DeiT-Tiny with 60 % of its MACs: heads, hidden units and tokens by a searched policy.
+
+Search first, as multi-dim_deit-small_8xb128_in1k.py says, with --out work_dirs/multi_dim/deit-tiny.
+Weights as in ../mcf/mcf_deit-tiny_8xb128_in1k.py.
+"""
+
+_base_ = './multi-dim_deit-small_8xb128_in1k.py'
+
+model = dict(backbone=dict(arch='deit-tiny'), head=dict(in_channels=192))
+load_from = 'checkpoints/deit_tiny_in1k.safetensors'
+
+custom_hooks = [
+    dict(
+        type='mcf_mm.PruningHook',
+        criterion=dict(type='HSIC'),
+        sizes='work_dirs/multi_dim/deit-tiny/policy.json',
+    )
+]
