@@ -168,8 +168,9 @@ def _check_smallest(costs: Costs, least: Sizes, what: str, wanted: float) -> Non
     if smallest > wanted:
         limits = sorted({f'{kind} to {n}' for own in least.values() for kind, n in own.items()})
         raise ValueError(
-            f'no policy meets the budget of {told_cost(wanted)} {what}: {told_cost(smallest)} is the '
-            f'least that pruning {", ".join(limits)} leaves; prune more kinds or take a larger budget'
+            f'no policy meets the budget of {told_cost(wanted)} {what}: {told_cost(smallest)} is '
+            f'the least that pruning {", ".join(limits)} leaves; prune more kinds or take a larger '
+            'budget'
         )
 
 

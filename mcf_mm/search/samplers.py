@@ -81,6 +81,26 @@ def propose(
     return {name: float(found[name]) for name in names}
 
 
+def record(study: Any, trial: Any, x: Mapping[str, float], space: Mapping[str, Any]) -> None:
+    """Write the numbers of a running trial to its study; those that are there already stay.
+
+    Trials of Optuna's ask the study's sampler: here one that says what is known.
+    """
+    optuna = import_optuna()
+
+    class Given(optuna.samplers.RandomSampler):
+        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+            return dict(space)
+
+        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, float]:
+            return dict(x)
+
+    study.sampler = Given(seed=0)
+    own = optuna.trial.Trial(study, trial._trial_id)
+    for name, distribution in space.items():
+        own.suggest_float(name, distribution.low, distribution.high)
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """One thread for the small matrices of a sampler; all of them for the network before and after.

@@ -202,7 +202,7 @@ class Search:
             attrs = {'place': place, 'worker': self.worker, 'claim': token}
             template = self.optuna.create_trial(state=state.RUNNING, user_attrs=attrs)
             self._add(template, token)
-            own = self._find(token)
+            own = self.patiently(lambda token=token: self._known(token))
             if not any(
                 t.user_attrs['place'] == place and t.number < own.number
                 for t in self._trials()
@@ -228,17 +228,16 @@ class Search:
         trials = self.study.get_trials(deepcopy=False)
         return next((t for t in trials if t.user_attrs.get('claim') == token), None)
 
-    def _find(self, token: str) -> Any:
-        return self.patiently(lambda: self._known(token))
-
     def _retire(self) -> None:
         """Free the places of dead workers: of this host by pid, of others by their beats."""
         for trial in self._trials():
-            if trial.state.name == 'RUNNING' and is_dead(trial.user_attrs['worker']):
-                self.say(
-                    f'trial {trial.user_attrs["place"]} of {trial.user_attrs["worker"]}, which is '
-                    'gone, is tried again'
-                )
+            if trial.state.name != 'RUNNING':
+                continue
+            worker = trial.user_attrs['worker']
+            # One of our own was left when the storage was lost: between trials we have none.
+            if worker == self.worker or is_dead(worker):
+                place = trial.user_attrs['place']
+                self.say(f'trial {place} of {worker}, which is gone, is tried again')
                 self._fail(trial.number)
         self.patiently(lambda: self.optuna.storages.fail_stale_trials(self.study))
 
@@ -285,14 +284,7 @@ class Search:
                     self.space,
                 )
             )
-
-        def write() -> None:
-            self.study.sampler = _given(self.optuna, x, self.space)
-            own = self.optuna.trial.Trial(self.study, trial._trial_id)
-            for name in self.names:
-                own.suggest_float(name, 0, 1)
-
-        self.patiently(write)
+        self.patiently(lambda: self._samplers.record(self.study, trial, x, self.space))
         return x
 
     def _tell(self, trial: Any, place: int, x: dict[str, float], score: float) -> None:
@@ -300,17 +292,9 @@ class Search:
         try:
             self.patiently(lambda: self._told(trial.number, score))
         except StorageLost as error:
-            path = write_pending(
-                self.out_dir,
-                {
-                    'study': self.name,
-                    'number': trial.number,
-                    'place': place,
-                    'claim': trial.user_attrs['claim'],
-                    'x': x,
-                    'score': score,
-                },
-            )
+            kept = dict(study=self.name, number=trial.number, place=place, x=x, score=score)
+            kept['claim'] = trial.user_attrs['claim']
+            path = write_pending(self.out_dir, kept)
             raise StorageLost(f'{error}; the score of trial {place} is kept in {path}') from error
         state = self.patiently(lambda: self.study.get_trials(deepcopy=False))[trial.number].state
         if state.name != 'COMPLETE':
@@ -328,7 +312,7 @@ class Search:
 
     def _takes(self, kept: Mapping[str, Any]) -> bool:
         trials = self._trials()
-        own = next((t for t in trials if t.user_attrs.get('claim') == kept['claim']), None)
+        own = self.patiently(lambda: self._known(kept['claim']))
         if own is None:
             return False
         if own.state.name == 'RUNNING':
@@ -355,19 +339,6 @@ _TAKEN = ('RUNNING', 'COMPLETE')
 def best_of(tried: Sequence[Tried]) -> Tried | None:
     """The best trial, of equal ones the first; None without trials."""
     return max(tried, key=lambda one: (one.score, -one.place), default=None)
-
-
-def _given(optuna: Any, x: Mapping[str, float], space: Mapping[str, Any]) -> Any:
-    """A sampler that proposes what is known already, so that a trial of Optuna's takes it."""
-
-    class Given(optuna.samplers.RandomSampler):
-        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-            return dict(space)
-
-        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, float]:
-            return dict(x)
-
-    return Given(seed=0)
 
 
 def _short(value: Any) -> str:
