@@ -146,7 +146,7 @@ def read_max_ratio(text: str | None) -> dict[str, float]:
 
 def next_command(args: argparse.Namespace) -> str:
     """What to run to prune by the policy."""
-    facts = json.loads((args.out / 'policy.json').read_text(encoding='utf-8'))
+    facts = json.loads((args.out / 'policy.json').read_text(encoding='utf-8'))['search']
     return (
         f'next: python tools/prune.py {args.config} {args.checkpoint} --sizes '
         f'{args.out / "policy.json"} --criterion {args.criterion} --compensation '

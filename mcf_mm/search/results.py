@@ -18,7 +18,7 @@ def write_policy(path: str | Path, shape: Shape, best: Tried, facts: Mapping[str
         path: JSON file.
         shape: Of the search.
         best: The trial.
-        facts: What is to stand beside the sizes.
+        facts: What the search was of, written under ``search``.
     """
     sizes = shape.sizes(best.x)
     content = {
@@ -27,7 +27,7 @@ def write_policy(path: str | Path, shape: Shape, best: Tried, facts: Mapping[str
         'trial': best.place,
         'cost': shape.costs.of(sizes),
         'dense': shape.costs.of({}),
-        **facts,
+        'search': dict(facts),
     }
     with whole_file(path) as partial:
         partial.write_text(json.dumps(content, indent=1), encoding='utf-8')

@@ -109,6 +109,11 @@ class Patience:
 
     def __init__(self, url: str, seconds: float = 60, say: Callable[[str], None] = print):
         self.url, self.seconds, self.say = hidden(url), seconds, say
+        self.lost = (
+            import_optuna().exceptions.StorageInternalError,
+            import_module('sqlalchemy.exc').SQLAlchemyError,
+            OSError,
+        )
 
     def __call__(self, call: Callable[[], Result]) -> Result:
         """The result of ``call``, which may be made several times.
@@ -116,17 +121,11 @@ class Patience:
         Raises:
             StorageLost: It has failed for as long as that.
         """
-        optuna = import_optuna()
-        lost = (
-            optuna.exceptions.StorageInternalError,
-            import_module('sqlalchemy.exc').SQLAlchemyError,
-            OSError,
-        )
         end, pause = None, 0.1
         while True:
             try:
                 result = call()
-            except lost as error:
+            except self.lost as error:
                 now = time.monotonic()
                 reason = str(error.__cause__ or error).strip().partition('\n')[0]
                 if end is None:

@@ -60,26 +60,26 @@ def lines(folder: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.parametrize('sampler', ['gp', 'tpe', 'random'])
+@pytest.mark.parametrize('sampler', ['gp', 'tpe'])
 def test_same_seed_same_trials_whether_or_not_it_was_interrupted(tmp_path, sampler):
-    whole = ran(tmp_path / 'whole', 16, sampler=sampler, seed=3)
-    assert [one.place for one in whole] == list(range(16))
+    whole = ran(tmp_path / 'whole', 13, sampler=sampler, seed=3)
+    assert [one.place for one in whole] == list(range(13))
     assert all(set(one.x) == set(NAMES) and one.score == score_of(one.x) for one in whole)
     assert set(whole[0].x.values()) == {0.5}
-    assert len({str(one.x) for one in whole}) == 16
+    assert len({str(one.x) for one in whole}) == 13
     # In three parts, the second of which ends in the middle of a trial.
     parts = tmp_path / 'parts'
     assert ran(parts, 5, sampler=sampler, seed=3) == whole[:5]
 
     def interrupted(x):
-        if x == whole[12].x:
+        if x == whole[11].x:
             raise KeyboardInterrupt
         return score_of(x)
 
     own = search(url_in(parts), parts, sampler=sampler, seed=3, resume=True)
     with pytest.raises(KeyboardInterrupt):
-        own.run(16, interrupted)
-    again = ran(parts, 16, sampler=sampler, seed=3, resume=True)
+        own.run(13, interrupted)
+    again = ran(parts, 13, sampler=sampler, seed=3, resume=True)
     assert [(one.place, one.x, one.score) for one in again] == [
         (one.place, one.x, one.score) for one in whole
     ]
@@ -90,7 +90,7 @@ def test_same_seed_same_trials_whether_or_not_it_was_interrupted(tmp_path, sampl
 
 def test_gaussian_process_beats_chance_and_equal_numbers(tmp_path):
     best = {
-        sampler: max(one.score for one in ran(tmp_path / sampler, 25, sampler=sampler))
+        sampler: max(one.score for one in ran(tmp_path / sampler, 20, sampler=sampler))
         for sampler in ('gp', 'random')
     }
     assert best['gp'] > best['random'] > score_of(dict.fromkeys(NAMES, 0.5))
