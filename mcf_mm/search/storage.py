@@ -1,5 +1,6 @@
 """Where the trials of a search are kept, and patience with a database that goes away."""
 
+import re
 import threading
 import time
 import warnings
@@ -76,11 +77,13 @@ def open_storage(url: str) -> Any:
     local = url.startswith('sqlite')
     # On SQLite several workers wait for each other; others may close connections at any time.
     engine = {'connect_args': {'timeout': 60}} if local else {'pool_pre_ping': True}
-    if url.startswith('postgresql'):
+    if url.startswith('postgres'):
         engine['connect_args'] = {'connect_timeout': 10}
     beats = {} if local else {'heartbeat_interval': BEAT, 'grace_period': GRACE}
+    # The driver of the extra `postgres`: SQLAlchemy 2.1 takes another one unless it is named.
+    full = re.sub(r'^postgres(ql)?://', 'postgresql+psycopg2://', url)
     try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=engine, **beats)
+        return optuna.storages.RDBStorage(full, engine_kwargs=engine, **beats)
     except (errors.ArgumentError, errors.NoSuchModuleError) as error:
         raise ValueError(f'storage {hidden(url)!r} is no URL of a database: {error}') from None
     except ImportError as error:

@@ -195,7 +195,12 @@ def test_a_detector_has_no_class_scores(detection_cfg, tmp_path):
             arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32),
         ),
         neck=dict(type='mcf_mm.SimpleFeaturePyramid', in_channels=16, out_channels=16),
-        bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=16, feat_channels=16),
+        bbox_head=dict(
+            type='RetinaHead', num_classes=2, in_channels=16, feat_channels=16,
+            anchor_generator=dict(
+                type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[4, 8, 16, 32, 64]
+            ),
+        ),
     )  # fmt: skip
     with pytest.raises(ValueError, match='RetinaNet has no classifier'):
         search_checkpoint(detection_cfg, 'none.pth', tmp_path / 'out', 'macs=70%')
