@@ -22,7 +22,7 @@ case "$*" in
     '' | '--stack current')
         venv=.venv
         constraints=tools/constraints.txt
-        packages=(-e '.[mm,demo,test,huggingface,onnx]')
+        packages=(-e '.[mm,demo,test,search,postgres,huggingface,onnx]')
         default_python=python3
         python_range='3.10 or newer'
         in_range='sys.version_info >= (3, 10)' ;;
@@ -30,7 +30,7 @@ case "$*" in
         venv=.venv-classic
         constraints=tools/constraints-classic.txt
         # Without huggingface, which needs a newer torch, and onnx, which has been tested with a
-        # newer one only. OpenMMLab is not an extra here: mcf_mm's mm brings the same import names.
+        # newer one only, nor search, which has been tested with a newer scipy. OpenMMLab is not an extra here: mcf_mm's mm brings the same import names.
         # torch and mmengine use setuptools without asking for it.
         packages=(-e '.[demo,test]' mmengine mmcv-lite mmdet mmpretrain setuptools)
         default_python=python3.10

@@ -22,7 +22,7 @@ EVALUATED = ('val_dataloader', 'test_dataloader', 'train_dataloader')
 
 
 def calibration_loader(
-    cfg: Config, num_images: int, seed: int = 0, batch_size: int = 64
+    cfg: Config, num_images: int, seed: int = 0, batch_size: int = 64, start: int = 0
 ) -> DataLoader:
     """Loads a fixed random choice of training images, without training augmentation.
 
@@ -37,6 +37,8 @@ def calibration_loader(
         num_images: Number of images S, at most the size of the set.
         seed: Chooses the images. Defaults to 0.
         batch_size: Images of a batch, at most what the config trains with. Defaults to 64.
+        start: How many images of the random order come before these, so that others can be
+            chosen with the same seed. Defaults to 0.
 
     Raises:
         ValueError: The config has no ``train_dataloader`` ``num_images`` is not positive, or
@@ -44,18 +46,9 @@ def calibration_loader(
     """
     check_whole('num_images', num_images, 1)
     check_seed(seed)
-    if not cfg.get('train_dataloader'):
-        raise ValueError(f'{cfg.filename} has no train_dataloader to take calibration images from')
-    dataset_cfg = copy.deepcopy(cfg.train_dataloader.dataset)
-    for name in EVALUATED:
-        if cfg.get(name):
-            _set_pipeline(dataset_cfg, _pipeline(cfg[name].dataset))
-            break
-    check_input(dataset_cfg)
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        dataset = DATASETS.build(dataset_cfg)
+    dataset = evaluated_training_set(cfg)
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    chosen = chosen[:num_images].tolist()
+    chosen = chosen[start : start + num_images].tolist()
     batch_size = min(batch_size, cfg.train_dataloader.get('batch_size', 64))
     rank, num_processes = get_dist_info()
     batches = list(BatchSampler(range(len(chosen)), batch_size, drop_last=False))
@@ -67,6 +60,24 @@ def calibration_loader(
         # Worker seeds come from here, so calibration leaves the global generator alone.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def evaluated_training_set(cfg: Config) -> Dataset:
+    """The training set of a config, in the pipeline that it evaluates with.
+
+    Raises:
+        ValueError: The config has no ``train_dataloader``.
+    """
+    if not cfg.get('train_dataloader'):
+        raise ValueError(f'{cfg.filename} has no train_dataloader to take calibration images from')
+    dataset_cfg = copy.deepcopy(cfg.train_dataloader.dataset)
+    for name in EVALUATED:
+        if cfg.get(name):
+            _set_pipeline(dataset_cfg, _pipeline(cfg[name].dataset))
+            break
+    check_input(dataset_cfg)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        return DATASETS.build(dataset_cfg)
 
 
 def folder_images(cfg: Config, folder: str) -> Dataset:

@@ -175,13 +175,14 @@ def _check_smallest(costs: Costs, least: Sizes, what: str, wanted: float) -> Non
     if smallest > wanted:
         limits = sorted({f'{kind} to {n}' for own in least.values() for kind, n in own.items()})
         raise ValueError(
-            f'no policy meets the budget of {_told(wanted)} {what}: {_told(smallest)} is the least '
-            f'that pruning {", ".join(limits)} leaves; prune more kinds or take a larger budget'
+            f'no policy meets the budget of {told_cost(wanted)} {what}: {told_cost(smallest)} is '
+            f'the least that pruning {", ".join(limits)} leaves; prune more kinds or take a larger '
+            'budget'
         )
 
 
-def _told(cost: int | float) -> str:
-    """A cost for messages; seconds in milliseconds."""
+def told_cost(cost: int | float) -> str:
+    """A cost in words; seconds in milliseconds."""
     return f'{1e3 * cost:,.3f} ms' if isinstance(cost, float) else f'{cost:,}'
 
 

@@ -1,6 +1,7 @@
 """Measures what a cut in one place does to the predictions of a network."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,12 +12,79 @@ from mcf_mm.pruning.calibration import Seen
 from mcf_mm.pruning.compensation import compensate
 from mcf_mm.pruning.criteria.base import Criterion
 from mcf_mm.pruning.find import find_classifier, find_units
+from mcf_mm.pruning.gates import mask
 from mcf_mm.pruning.sequential import copies, replaced
 from mcf_mm.pruning.structure import Sizes
 from mcf_mm.pruning.surgery import cut
 
 #: Images on which cuts are measured (ours).
 IMAGES = 64
+
+
+@contextmanager
+def pruned(
+    model: nn.Module,
+    sizes: Sizes,
+    criterion: Criterion,
+    seen: Seen,
+    compensation: str = 'none',
+    masked: bool = False,
+) -> Iterator[nn.Module]:
+    """Prune a network for a while, on copies of the units that lose something.
+
+    Args:
+        model: The dense network. Afterwards it has its own modules again, untouched.
+        sizes: How much stays of which units; the others stay as they are.
+        criterion: Chooses what goes.
+        seen: What its observers saw of the dense network.
+        compensation: See :func:`~mcf_mm.pruning.compensation.compensate`; without what comes after
+            a cut. Defaults to ``'none'``.
+        masked: Multiply what goes with 0 in place of a cut, without compensation. Defaults to
+            False.
+    """
+    with replaced(model, copies(model, sizes)):
+        units = find_units(model)
+        seen = criterion.turn(units, sizes, seen)
+        structure = criterion.select(units, sizes, seen)
+        if masked:
+            with mask(units, structure):
+                yield model
+        else:
+            compensate(units, structure, seen, compensation)
+            cut(model, structure)
+            yield model
+
+
+@torch.no_grad()
+def log_scores(
+    model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
+) -> Tensor:
+    """Logarithms of the predicted probabilities, ``(images, classes)``, double precision.
+
+    Args:
+        model: A classifier. Runs in evaluation mode; its modes are restored.
+        batches: Batches of images.
+        forward: Runs it on one batch. Defaults to ``model`` itself.
+    """
+    scores: list[Tensor] = []
+    handle = find_classifier(model).register_forward_hook(
+        lambda module, args, out: scores.append(out.double().log_softmax(-1))
+    )
+    training = [part for part in model.modules() if part.training]
+    model.train(False)
+    try:
+        for batch in batches:
+            (forward or model)(batch)
+    finally:
+        handle.remove()
+        for part in training:
+            part.training = True
+    return torch.cat(scores)
+
+
+def divergence(scores: Tensor, wanted: Tensor) -> float:
+    """Mean over images of KL(wanted || scores), in nats; both as :func:`log_scores` gives them."""
+    return float(F.kl_div(scores, wanted, log_target=True, reduction='batchmean'))
 
 
 class Probe:
@@ -40,7 +108,7 @@ class Probe:
         progress: Callable[[str, int, int], None] | None = None,
     ):
         self.model, self.batches = model, batches
-        self.forward, self.compensation = forward or model, compensation
+        self.forward, self.compensation = forward, compensation
         self.progress = progress or (lambda name, done, number: None)
         self.wanted: Tensor | None = None
 
@@ -60,32 +128,12 @@ class Probe:
         """
         if self.wanted is None:
             self.wanted = self._scores()
-        with replaced(self.model, copies(self.model, sizes)):
-            units = [unit for unit in find_units(self.model) if unit.name in sizes]
-            turned = criterion.turn(units, sizes, seen)
-            structure = criterion.select(units, sizes, turned)
-            compensate(units, structure, turned, self.compensation)
-            cut(self.model, structure)
+        with pruned(self.model, sizes, criterion, seen, self.compensation):
             scores = self._scores()
-        return float(F.kl_div(scores, self.wanted, log_target=True, reduction='batchmean'))
+        return divergence(scores, self.wanted)
 
-    @torch.no_grad()
     def _scores(self) -> Tensor:
-        """Logarithms of the predicted probabilities, ``(images, classes)``."""
-        scores: list[Tensor] = []
-        handle = find_classifier(self.model).register_forward_hook(
-            lambda module, args, out: scores.append(out.double().log_softmax(-1))
-        )
-        training = [part for part in self.model.modules() if part.training]
-        self.model.train(False)
-        try:
-            for batch in self.batches:
-                self.forward(batch)
-        finally:
-            handle.remove()
-            for part in training:
-                part.training = True
-        return torch.cat(scores)
+        return log_scores(self.model, self.batches, self.forward)
 
 
 class Kept:

@@ -1,4 +1,4 @@
-"""Searching for sizes: measured times of units. Needs torch alone."""
+"""Searching for sizes: policies on a budget, and measured times of units. Imports torch alone."""
 
 from mcf_mm.search.latency import Latency, measure_latency, read_latency
 
