@@ -25,6 +25,7 @@ from mcf_mm.engine.search_images import labels_of, loaded, shared_images
 from mcf_mm.pruning import Costs, Criterion, Seen, Sizes, Units, build_criterion, calibrate
 from mcf_mm.pruning.budget import Budget, budget_kind
 from mcf_mm.pruning.compensation import check_biases, check_compensation, compensation_observers
+from mcf_mm.pruning.policy import without_tokens
 from mcf_mm.pruning.prune import check_criterion, check_parameters, check_tied, require_units
 from mcf_mm.pruning.structure import check_seed, check_whole
 from mcf_mm.search.evaluate import Evaluator, check_classifier, check_score
@@ -110,7 +111,7 @@ def search_checkpoint(
     model = build_model(cfg).to(get_device())
     check_classifier(model)
     units = require_units(model)
-    for unit in units:
+    for unit in units.every:
         if unit.is_pruned:
             raise ValueError(
                 f'{unit.name} is pruned already, to {unit.sizes}: start from the dense network'
@@ -119,7 +120,7 @@ def search_checkpoint(
     shape = Shape(units, costs, budget, dims, max_ratio, criterion.floors)
     full = {
         unit.name: {kind: n for kind, n in unit.sizes.items() if kind in shape.kinds}
-        for unit in units
+        for unit in units.every
     }
     full = {name: own for name, own in full.items() if own}
     check_criterion(criterion, full)
@@ -219,7 +220,7 @@ def _calibrated(
 ) -> Seen:
     """What the criterion and the compensation need, from one pass over the calibration images."""
     criterion.prepare(model)
-    observers = criterion.observers(units, full)
+    observers = criterion.observers(units, without_tokens(full))
     # Gradients keep the activations of a batch.
     felt = any(observer.needs_gradients for observer in observers)
     forward, loss = forward_and_loss(model, observers)

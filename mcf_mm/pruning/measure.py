@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from mcf_mm.pruning.calibration import Seen
 from mcf_mm.pruning.compensation import compensate
-from mcf_mm.pruning.criteria.base import Criterion
+from mcf_mm.pruning.criteria.base import Criterion, choose
 from mcf_mm.pruning.find import find_classifier, find_units
 from mcf_mm.pruning.gates import mask
+from mcf_mm.pruning.policy import without_tokens
 from mcf_mm.pruning.sequential import copies, replaced
-from mcf_mm.pruning.structure import Sizes
+from mcf_mm.pruning.structure import Sizes, Structure
 from mcf_mm.pruning.surgery import cut
 
 #: Images on which cuts are measured (ours).
@@ -39,15 +40,18 @@ def pruned(
         seen: What its observers saw of the dense network.
         compensation: See :func:`~mcf_mm.pruning.compensation.compensate`; without what comes after
             a cut. Defaults to ``'none'``.
-        masked: Multiply what goes with 0 in place of a cut, without compensation. Defaults to
-            False.
+        masked: Multiply what goes with 0 in place of a cut, without compensation. Tokens are
+            dropped all the same. Defaults to False.
     """
     with replaced(model, copies(model, sizes)):
         units = find_units(model)
-        seen = criterion.turn(units, sizes, seen)
-        structure = criterion.select(units, sizes, seen)
+        seen = criterion.turn(units, without_tokens(sizes), seen)
+        structure = choose(criterion, units, sizes, seen)
         if masked:
-            with mask(units, structure):
+            tokens = {name: kinds for name, kinds in structure.items() if 'tokens' in kinds}
+            cut(model, Structure(tokens))
+            others = {name: kinds for name, kinds in structure.items() if name not in tokens}
+            with mask(units, Structure(others)):
                 yield model
         else:
             compensate(units, structure, seen, compensation)

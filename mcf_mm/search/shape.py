@@ -64,10 +64,12 @@ class Shape:
         floors: Mapping[str, int] | None = None,
     ):
         self.units, self.costs, self.budget, self.floors = units, costs, budget, floors
-        known = {kind for unit in units for kind in unit.kinds}
+        known = {kind for unit in units.every for kind in unit.kinds}
         self.kinds = _checked_kinds(units, kinds, known)
         self.caps = _checked_caps(caps or {}, self.kinds)
-        places = [(unit.name, kind) for unit in units for kind in unit.kinds if kind in self.kinds]
+        places = [
+            (unit.name, kind) for unit in units.every for kind in unit.kinds if kind in self.kinds
+        ]
         self.places = {
             (name, kind): kind if kind == 'tokens' else f'{name}.{kind}' for name, kind in places
         }

@@ -159,3 +159,20 @@ def test_a_network_without_class_scores_is_refused(model, images):
     model.reset_classifier(0)
     with pytest.raises(ValueError, match='VisionTransformer has no classifier'):
         Evaluator(model, images, Magnitude(), Seen({}), objective='divergence')
+
+
+@pytest.mark.parametrize('score', ['cut', 'masked'])
+def test_tokens_are_dropped_for_a_trial_and_are_back_after_it(model, images, score):
+    before = log_scores(model, images)
+    classes = [type(block) for block in model.blocks]
+    sizes = {'blocks.0': {'tokens': 9}, 'blocks.1': {'tokens': 5}, 'blocks.1.mlp': {'hidden': 30}}
+    evaluate = Evaluator(model, images, Magnitude(), Seen({}), objective='divergence', score=score)
+    first, second = evaluate(sizes), evaluate({'blocks.1.mlp': {'hidden': 30}})
+    assert first != second and max(first, second) < 0
+    assert evaluate(sizes) == first
+    assert [type(block) for block in model.blocks] == classes
+    assert torch.equal(log_scores(model, images), before)
+    small = copy.deepcopy(model)
+    prune(small, criterion='magnitude', sizes=sizes)
+    wanted = -divergence(log_scores(small, images), before)
+    assert first == pytest.approx(wanted, rel=1e-5)

@@ -159,3 +159,21 @@ def test_numbers_that_do_not_fit_are_refused():
         shape.sizes({shape.names[0]: 0.5, 'other': 0.1})
     with pytest.raises(ValueError, match=r'must be in \[0, 1\], got 1.5'):
         shape.sizes(dict.fromkeys(shape.names, 1.5))
+
+
+def test_one_number_is_for_the_tokens_of_all_blocks():
+    model = timm.create_model('vit_tiny_patch16_224', img_size=64, embed_dim=24, depth=4)
+    units, costs = find_units(model), measure_costs(model, lambda m: m(torch.zeros(1, 3, 64, 64)))
+    shape = Shape(units, costs, 'macs=60%')
+    assert shape.kinds == ['heads', 'hidden', 'tokens']
+    assert len(shape.names) == 4 + 4 + 1
+    for seed in range(20):
+        sizes = shape.sizes(random_x(shape, seed))
+        assert costs.of(sizes)['macs'] <= shape.wanted
+        kept = [sizes[f'blocks.{number}']['tokens'] for number in (1, 2, 3)]
+        # One ratio: each place keeps the same share of what arrives, rounded down.
+        arriving = [17, kept[0] + (kept[0] < 17), kept[1] + (kept[1] < kept[0] + 1)]
+        low = max(k / n for k, n in zip(kept, arriving, strict=True))
+        high = min((k + 1) / n for k, n in zip(kept, arriving, strict=True))
+        assert low <= high
+        assert min(kept) >= 17 // 8
