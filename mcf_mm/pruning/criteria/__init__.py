@@ -9,6 +9,7 @@ from mcf_mm.pruning.criteria.base import (
     Random,
     ScoreFunction,
 )
+from mcf_mm.pruning.criteria.hsic import HSIC
 from mcf_mm.pruning.criteria.mcf import MCF
 from mcf_mm.pruning.criteria.obs import OBS
 
@@ -20,6 +21,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     'fisher': Fisher,
     'random': Random,
     'obs': OBS,
+    'hsic': HSIC,
 }
 
 
@@ -58,6 +60,7 @@ def build_criterion(criterion: 'str | dict | Criterion | ScoreFunction') -> Crit
 
 __all__ = [
     'CRITERIA',
+    'HSIC',
     'MCF',
     'OBS',
     'Activation',
