@@ -58,7 +58,8 @@ def test_all_kinds_shrink_and_the_config_builds_the_network(cfg, criterion, tmp_
 
 def test_hsic_cuts_heads_and_hidden_units(cfg):
     ratios = dict(heads=0.25, hidden=0.4)
-    cfg.custom_hooks[0].update(criterion=dict(type='hsic'), ratios=ratios)
+    hook = dict(type='mcf_mm.PruningHook', criterion=dict(type='hsic'), num_images=10)
+    cfg.custom_hooks = [dict(hook, ratios=ratios, epoch=1)]
     runner = Runner.from_cfg(cfg)
     runner.train()
     sizes = find_units(runner.model).sizes
