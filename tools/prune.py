@@ -45,8 +45,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--criterion',
         choices=tuple(CRITERIA),
-        help='what is important: mcf for inputs and hidden units, obs the closed form, the others '
-        'for every kind (default: obs with --budget, otherwise mcf)',
+        help='what is important: mcf for inputs and hidden units, obs the closed form, hsic for '
+        'heads and hidden units, the others for every kind (default: obs with --budget, otherwise '
+        'mcf)',
     )
     parser.add_argument(
         '--ratio', type=float, help='share of FFN inputs and hidden units to drop (default: 0.4)'

@@ -151,6 +151,7 @@ class PruningRun:
             self.policy, trial = self.plan_trial(unwrapped(runner), runner.cfg)
             check_tied(unwrapped(runner), self.policy)
             check_criterion(self.criterion, self.policy, self.compensation)
+            self.criterion.prepare(unwrapped(runner))
             check_biases(self.units, self.policy, self.compensation)
             self.check_epochs(runner)
             if self.budget is not None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
+from mcf_mm.pruning.dependence import Dependence, DependenceObserver
 from mcf_mm.pruning.find import find_classifier
 from mcf_mm.pruning.moments import MomentObserver, Moments
 from mcf_mm.pruning.observers import (
@@ -90,6 +91,10 @@ class Seen:
         """Fisher score of each element, ``(count,)``."""
         return self._get(GradientObserver, unit, kind)
 
+    def dependence(self, unit: Unit | str, kind: str) -> Dependence:
+        """How much the prediction depends on heads or on hidden units."""
+        return self._get(DependenceObserver, unit, kind)
+
 
 def calibrate(
     model: nn.Module,
@@ -127,7 +132,8 @@ def calibrate(
     Raises:
         CalibrationError: Activations are not finite for some image, or there are no images. With
             ``shared`` it is raised in all processes.
-        ValueError: Gradients are needed of a network without classifier, and there is no ``loss``.
+        ValueError: Gradients are needed of a network without classifier, and there is no ``loss``;
+            or its class scores are needed.
     """
     joined: dict[tuple, Observer] = {}
     for observer in observers:
@@ -141,13 +147,15 @@ def calibrate(
         raise ValueError(
             f'{type(model).__name__} has no classifier to take the gradient of: give a loss'
         )
+    if classifier is None and any(observer.needs_scores for observer in joined.values()):
+        raise ValueError(without_scores(model))
     tokens = Tokens(model)
-    outputs, classes, scores = Rows(), Rows(), []
+    outputs, classes = Rows(), Rows()
 
     def keep_prediction(module, args, given):
         outputs.append(args[0].detach().float())
         classes.append(given.detach().argmax(-1))
-        scores[:] = [given]
+        tokens.scores = given
 
     units = {observer.unit.name: observer.unit for observer in joined.values()}
     handles = tokens.attach(list(units.values()))
@@ -170,12 +178,13 @@ def calibrate(
                     if loss is not None:
                         total = loss(batch, result)
                     else:
-                        chosen = _labels(scores[0], labels, place * processes + rank)
-                        total = F.cross_entropy(scores[0].float(), chosen, reduction='sum')
+                        chosen = _labels(tokens.scores, labels, place * processes + rank)
+                        total = F.cross_entropy(tokens.scores.float(), chosen, reduction='sum')
                     total.backward()
                 names = image_names(batch) if image_names else None
                 for observer in joined.values():
                     observer.end_batch(names)
+                tokens.scores = None
                 outputs.end_batch()
                 classes.end_batch()
     except CalibrationError as caught:
@@ -207,6 +216,14 @@ def calibrate(
         outputs.result() if guided else None,
         classes.result() if guided else None,
         images,
+    )
+
+
+def without_scores(model: nn.Module) -> str:
+    """What to do about a network without classifier, for an error message."""
+    return (
+        f'{type(model).__name__} has no classifier whose predictions could be looked at: take a '
+        "criterion that needs none, such as 'activation'"
     )
 
 

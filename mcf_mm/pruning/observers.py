@@ -71,9 +71,10 @@ class Observer:
 
     Attributes:
         needs_gradients: Whether it needs a backward pass.
+        needs_scores: Whether it needs the class scores, ``tokens.scores``, at the end of a batch.
     """
 
-    needs_gradients = False
+    needs_gradients = needs_scores = False
 
     def __init__(self, unit: Unit, kind: str):
         self.unit, self.kind = unit, kind

@@ -63,8 +63,9 @@ def prune(
         batches: Calibration images, see :func:`~mcf_mm.pruning.calibration.calibrate`; the MCF
             paper takes 1,024.
         criterion: ``'mcf'`` (inputs and hidden units), ``'obs'`` (the closed form),
-            ``'magnitude'``, ``'activation'``, ``'fisher'`` or ``'random'`` (any kind),
-            ``dict(type=..., ...)``, a function ``(unit, kind, seen) -> scores``, or a
+            ``'magnitude'``, ``'activation'``, ``'fisher'`` or ``'random'`` (any kind), ``'hsic'``
+            (heads and hidden units of classifiers), ``dict(type=..., ...)``, a function
+            ``(unit, kind, seen) -> scores``, or a
             :class:`~mcf_mm.pruning.criteria.Criterion`. Defaults to ``'obs'`` with a ``budget``
             and to ``'mcf'`` without.
         ratios: Share to drop: one number for inputs and hidden units, ``{kind: ratio}`` or

@@ -17,6 +17,10 @@ class Tokens:
     where it has none (section 3.2 of the MCF paper). A network tells by ``counted_tokens`` which
     tokens count, bool ``(B, N)``: YOLOS leaves out padding and the CLS token that nobody reads.
     Windows of Swin are padded with zeros, which are left out as well.
+
+    Attributes:
+        scores: Class scores ``(B, K)`` of the running batch, as the classifier gave them; None
+            before, and of a network without classifier.
     """
 
     def __init__(self, model: nn.Module):
@@ -24,6 +28,7 @@ class Tokens:
         self.use_cls = 'cls_token' in names
         self.teller = next((m for m in model.modules() if hasattr(m, 'counted_tokens')), None)
         self.images = 0
+        self.scores: Tensor | None = None
         self.windows: dict[str, Tensor | None] = {}
         self.first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
 

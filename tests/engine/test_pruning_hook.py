@@ -56,6 +56,19 @@ def test_all_kinds_shrink_and_the_config_builds_the_network(cfg, criterion, tmp_
     assert_same(again.model.state_dict(), runner.model.state_dict())
 
 
+def test_hsic_cuts_heads_and_hidden_units(cfg):
+    ratios = dict(heads=0.25, hidden=0.4)
+    hook = dict(type='mcf_mm.PruningHook', criterion=dict(type='hsic'), num_images=10)
+    cfg.custom_hooks = [dict(hook, ratios=ratios, epoch=1)]
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    sizes = find_units(runner.model).sizes
+    assert sizes['backbone.layers.0.attn'] == dict(heads=1, qk=8, v=8)
+    assert sizes['backbone.layers.2.ffn'] == dict(inputs=16, hidden=24)
+    header = read_header(Path(cfg.work_dir) / 'slim.safetensors')
+    assert header['criterion'] == dict(type='hsic') and header['sizes'] == sizes
+
+
 @pytest.mark.parametrize('epoch', [1, 2])
 def test_resume_ends_with_the_same_weights(cfg, epoch, tmp_path):
     whole = Runner.from_cfg(cfg)
@@ -115,7 +128,8 @@ def test_sizes_from_a_file(cfg, tmp_path):
         (dict(epoch=-1), 'epoch must be at least 0, got -1'),
         (dict(criterion='best'), "criterion must be one of .* got 'best'"),
         (dict(criterion='mcf'), 'scores .* no .*heads'),
-        (dict(ratios=dict(tokens=0.5)), r"ratios names \['tokens'\]"),
+        (dict(criterion='hsic'), "HSIC scores .* no .*'qk', 'v'"),
+        (dict(ratios=dict(tiles=0.5)), r"ratios names \['tiles'\]"),
         (dict(ratios={'backbone.layers.9.ffn': dict(hidden=0.5)}), 'layers.9.ffn'),
         (dict(ratios=dict(hidden=1.5)), r'hidden of .* must be a number in \[0, 1\), got 1.5'),
         (dict(ratios=None, sizes='nowhere.json'), 'no policy file nowhere.json'),

@@ -3,9 +3,11 @@
     python tools/benchmarks/one_shot_cost.py --model deit_small_patch16_224 --images 1024
     python tools/benchmarks/one_shot_cost.py --budget macs=60% --metric plain
     python tools/benchmarks/one_shot_cost.py --budget macs=60% --metric fisher
+    python tools/benchmarks/one_shot_cost.py --criterion hsic --batch 128
 
 With a budget it is the closed form, over hidden units, query/key and value channels and heads, with
-predicted cost curves.
+predicted cost curves; with a criterion, that one drops a quarter of the heads and 0.4 of the hidden
+units.
 """
 
 import argparse
@@ -28,6 +30,7 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=1024)
     parser.add_argument('--batch', type=int, default=32)
     parser.add_argument('--compensation', choices=COMPENSATIONS, help="default: the criterion's")
+    parser.add_argument('--criterion', help='such as hsic, by ratios for heads and hidden units')
     parser.add_argument('--budget', help='such as macs=60%%; default: MCF, p = 0.4')
     parser.add_argument('--metric', choices=('plain', 'fisher'), default='plain')
     parser.add_argument('--dims', default='hidden,v,qk,heads', help='what a budget may prune')
@@ -54,6 +57,8 @@ def main() -> None:
             criterion = dict(type='obs', metric=args.metric, allocation='predicted')
             kinds = args.dims.split(',')
             arguments |= dict(criterion=criterion, budget=args.budget, kinds=kinds)
+        elif args.criterion is not None:
+            arguments |= dict(criterion=args.criterion, ratios=dict(heads=0.25, hidden=0.4))
         prune(copy.deepcopy(model), batches(), **arguments)
 
     # Processor time, all threads together: it hardly minds what else the machine does.

@@ -10,6 +10,7 @@ from mcf_mm.pruning.criteria.base import (
     ScoreFunction,
     choose,
 )
+from mcf_mm.pruning.criteria.hsic import HSIC
 from mcf_mm.pruning.criteria.mcf import MCF
 from mcf_mm.pruning.criteria.obs import OBS
 
@@ -21,6 +22,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     'fisher': Fisher,
     'random': Random,
     'obs': OBS,
+    'hsic': HSIC,
 }
 
 
@@ -59,6 +61,7 @@ def build_criterion(criterion: 'str | dict | Criterion | ScoreFunction') -> Crit
 
 __all__ = [
     'CRITERIA',
+    'HSIC',
     'MCF',
     'OBS',
     'Activation',
