@@ -82,8 +82,19 @@ def open_storage(url: str) -> Any:
     beats = {} if local else {'heartbeat_interval': BEAT, 'grace_period': GRACE}
     # The driver of the extra `postgres`: SQLAlchemy 2.1 takes another one unless it is named.
     full = re.sub(r'^postgres(ql)?://', 'postgresql+psycopg2://', url)
-    try:
+
+    def made() -> Any:
         return optuna.storages.RDBStorage(full, engine_kwargs=engine, **beats)
+
+    try:
+        try:
+            return made()
+        except (errors.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            # Another worker makes the tables of an empty database at the same time.
+            if not re.search('already exists|duplicate key|UNIQUE constraint', str(error)):
+                raise
+            time.sleep(2)
+            return made()
     except (errors.ArgumentError, errors.NoSuchModuleError) as error:
         raise ValueError(f'storage {hidden(url)!r} is no URL of a database: {error}') from None
     except ImportError as error:

@@ -93,13 +93,13 @@ def server():
 
 
 def started(server, folder, patience: float) -> list:
-    options = ('seconds=0.25', 'sampler=random', f'patience={patience}')
-    return [worker(server.url, folder, 20, *options) for _ in range(2)]
+    options = ('seconds=0.3', 'sampler=random', f'patience={patience}')
+    return [worker(server.url, folder, 12, *options) for _ in range(2)]
 
 
 def test_workers_wait_for_a_server_that_is_gone_for_a_moment(server, tmp_path):
     workers = started(server, tmp_path, 30)
-    wait_until(lambda: lines(tmp_path) >= 4)
+    wait_until(lambda: lines(tmp_path) >= 3)
     server.stop()
     time.sleep(1)
     server.start()
@@ -108,14 +108,14 @@ def test_workers_wait_for_a_server_that_is_gone_for_a_moment(server, tmp_path):
     assert all(out.count('answers again') == 1 for out, _ in outputs)
     own = search(server.url, tmp_path, sampler='random', resume=True)
     tried = own.tried()
-    assert [one.place for one in tried] == list(range(20)) and own.running() == []
+    assert [one.place for one in tried] == list(range(12)) and own.running() == []
     done = [json.dumps(line['x']) for line in evaluated(tmp_path)]
     assert sorted(done) == sorted(json.dumps(one.x) for one in tried)
 
 
 def test_a_server_that_is_gone_for_longer_ends_the_search_and_costs_no_trial(server, tmp_path):
     workers = started(server, tmp_path, 2)
-    wait_until(lambda: lines(tmp_path) >= 5)
+    wait_until(lambda: lines(tmp_path) >= 4)
     server.stop()
     outputs = [process.communicate(40) for process in workers]
     where = f'postgresql://mcf:***@127.0.0.1:{server.port}/postgres'
@@ -134,14 +134,14 @@ def test_a_server_that_is_gone_for_longer_ends_the_search_and_costs_no_trial(ser
     assert {kept['place'] for kept in pending} <= {one.place for one in before}
     assert not list(tmp_path.glob('pending_*.json'))
     seen = lines(tmp_path)
-    process = worker(server.url, tmp_path, 20, 'sampler=random')
+    process = worker(server.url, tmp_path, 12, 'sampler=random')
     out, err = process.communicate(50)
-    assert process.returncode == 0 and '20 trials are complete' in out, err
+    assert process.returncode == 0 and '12 trials are complete' in out, err
     tried = own.tried()
-    assert [one.place for one in tried] == list(range(20)) and own.running() == []
+    assert [one.place for one in tried] == list(range(12)) and own.running() == []
     assert all(one.score == score_of(one.x) and set(one.x) == set(NAMES) for one in tried)
     assert [one for one in tried if one in before] == before
-    assert lines(tmp_path) - seen == 20 - len(before)
+    assert lines(tmp_path) - seen == 12 - len(before)
     # Of what was evaluated, everything is in the study: the same numbers where it was twice.
     asked = {json.dumps(line['x']) for line in evaluated(tmp_path)}
     assert asked == {json.dumps(one.x) for one in tried}
