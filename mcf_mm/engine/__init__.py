@@ -9,6 +9,7 @@ from mcf_mm.engine.hooks import (
     HoldZerosHook,
     MCFPruningHook,
     PruningHook,
+    RandomPolicyHook,
     SameRunHook,
     TeacherHook,
 )
@@ -23,6 +24,7 @@ __all__ = [
     'HoldZerosHook',
     'MCFPruningHook',
     'PruningHook',
+    'RandomPolicyHook',
     'SameRunHook',
     'Teacher',
     'TeacherHook',

@@ -5,6 +5,7 @@ from mcf_mm.engine.hooks.finite_loss_hook import FiniteLossHook
 from mcf_mm.engine.hooks.hold_zeros_hook import HoldZerosHook
 from mcf_mm.engine.hooks.mcf_pruning_hook import MCFPruningHook
 from mcf_mm.engine.hooks.pruning_hook import PruningHook
+from mcf_mm.engine.hooks.random_policy_hook import RandomPolicyHook
 from mcf_mm.engine.hooks.same_run_hook import SameRunHook
 from mcf_mm.engine.hooks.teacher_hook import TeacherHook
 
@@ -16,6 +17,7 @@ __all__ = [
     'HoldZerosHook',
     'MCFPruningHook',
     'PruningHook',
+    'RandomPolicyHook',
     'SameRunHook',
     'TeacherHook',
 ]
