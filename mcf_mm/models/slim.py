@@ -59,6 +59,8 @@ class SlimUnits:
 
     #: Weights that a checkpoint of another task need not have; subclasses name theirs.
     new_weights: tuple[str, ...] = ()
+    #: Whether a subclass calls :meth:`_set_sizes` itself, at the end of its ``__init__``.
+    sets_sizes_itself = False
 
     def __init__(
         self,
@@ -79,7 +81,15 @@ class SlimUnits:
                 'not both'
             )
         check_selection(ffn_selection)
-        self.sizes = sizes
+        self.sizes, self._old_sizes = sizes, old
+        if not self.sets_sizes_itself:
+            self._set_sizes()
+        # Before the class's own hooks nothing is copied, so a bad checkpoint changes nothing.
+        self._register_load_state_dict_pre_hook(self._before_load)
+
+    def _set_sizes(self) -> None:
+        """Give the units the sizes that the arguments say."""
+        sizes, old, init_cfg = self.sizes, self._old_sizes, self.init_cfg
         units = find_units(self)
         self._dense_sizes = {unit.name: unit.sizes for unit in units.every}
         if old:
@@ -93,8 +103,6 @@ class SlimUnits:
         elif sizes == AUTO and is_pretrained(init_cfg):
             checkpoint = init_cfg['checkpoint']
             self._take_sizes(read_state_dict(checkpoint), init_cfg.get('prefix', ''), checkpoint)
-        # Before the class's own hooks nothing is copied, so a bad checkpoint changes nothing.
-        self._register_load_state_dict_pre_hook(self._before_load)
 
     @property
     def out_channels(self) -> list[int]:

@@ -121,14 +121,14 @@ def test_gates_alone(dense, tmp_path):
     policy = json.loads((tmp_path / 'search' / 'policy.json').read_text())
     facts = policy['search']
     assert round(policy['score'] * 6, 6) % 100 == 0 and facts['compensation'] == 'none'
-    assert facts['max_ratio'] == dict(heads=0.4, hidden=0.7)
+    assert facts['max_ratio'] == dict(heads=0.4, hidden=0.7, tokens=0.5)
     assert (facts['num_images'], facts['search_images']) == (3, 6)
 
 
 @pytest.mark.parametrize(
     'options, message',
     [
-        (['--budget', 'macs=20%'], 'is the least when at most heads=0.5, hidden=0.5 are dropped'),
+        (['--budget', 'macs=20%'], 'is the least when at most heads=0.5, hidden=0.5, tokens=0.5 '),
         (['--budget', 'macs=100%'], 'the network meets the budget macs=100% as it is'),
         (['--budget', 'speed=2'], "budget must be 'params=N'"),
         (['--budget', 'latency=70%'], 'a budget of latency needs a file of measured times'),

@@ -127,7 +127,7 @@ def test_scale_of_the_softmax_is_that_of_the_dense_network(slim_checkpoint):
             dict(sizes=dict(heads='2')),
             r"\['heads'\] must be a number or one for each unit, got '2'",
         ),
-        (dict(sizes=dict(tokens=3)), r"has no 'tokens', but \['heads', 'hidden', 'inputs', 'qk'"),
+        (dict(sizes=dict(tiles=3)), r"has no 'tiles', but \['heads', 'hidden', 'inputs', 'qk'"),
         (dict(sizes={'layers.3.ffn': dict(hidden=8)}), "names the unit 'layers.3.ffn', the netw"),
         (dict(sizes={'layers.0.ffn': dict(heads=1)}), r"\['heads'\] of layers.0.ffn, which has"),
         (dict(sizes={'layers.0.ffn': dict(hidden=99)}), 'of layers.0.ffn is 99, it must be from 1'),

@@ -14,6 +14,7 @@ from mcf_mm.pruning import cut, find_units, measure_costs, prune, uniform, withi
 from mcf_mm.pruning.policy import check_sizes
 from mcf_mm.pruning.structure import Structure
 from mcf_mm.pruning.token_units import Tokens, token_flow
+from mcf_mm.weights.checkpoint import save_state_dict
 from mcf_mm.weights.timm import to_timm
 
 ARCH = dict(embed_dims=24, num_layers=4, num_heads=2, feedforward_channels=48)
@@ -346,3 +347,18 @@ def test_gradients_reach_all_weights_of_a_network_that_drops_tokens():
     drop(model, 0.4)
     model(images())[0].square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_yolos_is_built_with_the_tokens_of_its_config_and_of_a_checkpoint(tmp_path):
+    model = yolos()
+    drop(model, 0.4)
+    named = yolos(sizes=dict(tokens=[18, 11, 7]))
+    named.load_state_dict(model.state_dict())
+    save_state_dict(tmp_path / 'slim.safetensors', model.state_dict(), {})
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'slim.safetensors'))
+    auto = yolos(sizes='auto', init_cfg=init_cfg)
+    auto.load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(named(x)[0], model(x)[0])
+        assert torch.equal(auto(x)[0], model(x)[0])

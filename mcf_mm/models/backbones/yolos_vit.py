@@ -89,6 +89,7 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
     """
 
     new_weights = ('det_token', 'mid_pos_embed')
+    sets_sizes_itself = True  # which tokens there are is not known before
 
     def __init__(
         self,
@@ -126,6 +127,7 @@ class YOLOSVisionTransformer(SlimVisionTransformer):
             SlimMultiheadAttention.adopt(layer.attn)
         self._cached_positions: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self.counted_tokens: Tensor | None = None
+        self._set_sizes()
 
     def init_weights(self) -> None:
         """As mmpretrain's, which draws the position embedding anew without a checkpoint."""
