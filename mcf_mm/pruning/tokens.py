@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mcf_mm.pruning.adopt import Adopted, adopted_class, original_class
+from mcf_mm.pruning.layers import is_recorded
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Choice:
 
     def apply(self, x: Tensor) -> Tensor:
         """``(B, N, C)``, or ``(1, N, C)`` for all images, to ``(B, K + 1, C)``."""
-        x = x.expand(len(self.index), -1, -1)
+        x = x.expand(self.index.shape[0], -1, -1)  # not len(): a constant in an exported graph
         kept = x.gather(1, self.index[..., None].expand(-1, -1, x.shape[-1]))
         fused = (self.weights.to(x)[..., None] * x).sum(1, keepdim=True)
         behind = kept.shape[1] - self.last
@@ -114,7 +115,11 @@ class TokenReduction(nn.Module):
         middle = received[:, self.first : stop]
         if mask is None:
             number = self.number(received.shape[1]) - self.first - self.last
-            chosen = middle.argsort(dim=1, descending=True, stable=True)[:, :number].sort(1).values
+            if is_recorded(received):  # exporters know no stable sort
+                chosen = middle.topk(number, 1).indices
+            else:
+                chosen = middle.argsort(dim=1, descending=True, stable=True)[:, :number]
+            chosen = chosen.sort(1).values
             valid, there = None, torch.ones_like(middle, dtype=torch.bool)
         else:
             there = mask[:, 0, 0, self.first : stop]
@@ -135,9 +140,9 @@ class TokenReduction(nn.Module):
         number = dropped.sum(1, keepdim=True)
         weights = torch.zeros_like(received)
         weights[:, self.first : stop] = dropped / number.clamp(min=1)
-        ends = received.new_zeros(len(received), 1, dtype=torch.long)
-        first = torch.arange(self.first, device=ends.device).expand(len(ends), -1)
-        last = torch.arange(stop, received.shape[1], device=ends.device).expand(len(ends), -1)
+        number_of_images, device = received.shape[0], received.device
+        first = torch.arange(self.first, device=device).expand(number_of_images, -1)
+        last = torch.arange(stop, received.shape[1], device=device).expand(number_of_images, -1)
         index = torch.cat((first, chosen + self.first, last), 1)
         if valid is None:
             return Choice(index, weights, self.last)

@@ -11,7 +11,7 @@ import zoo
 from mcf_mm.analysis.complexity import count_complexity
 from mcf_mm.models import SlimVisionTransformer, YOLOSVisionTransformer
 from mcf_mm.pruning import cut, find_units, measure_costs, prune, uniform, within_budget
-from mcf_mm.pruning.policy import check_sizes
+from mcf_mm.pruning.policy import check_sizes, without_tokens
 from mcf_mm.pruning.structure import Structure
 from mcf_mm.pruning.token_units import Tokens, token_flow
 from mcf_mm.weights.checkpoint import save_state_dict
@@ -174,6 +174,20 @@ def test_a_prediction_does_not_depend_on_its_neighbours(build):
         first, shuffled, single = first[0], shuffled[0], single[0]
     assert torch.allclose(first[order], shuffled, atol=1e-5)
     assert torch.allclose(first[2:3], single, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'name', ['mmpretrain T2T_ViT', 'mmpretrain layer scale', 'timm ViT with q/k norm']
+)
+def test_other_networks_drop_tokens_at_the_promised_cost(name):
+    model, x = zoo.network(name), zoo.images(name)[:1]
+    costs = measure_costs(model, lambda model: zoo.outputs(model, x))
+    sizes = uniform(find_units(model), dict(tokens=0.4, hidden=0.3))
+    predicted = costs.of(sizes)
+    assert predicted['macs'] < costs.of(without_tokens(sizes))['macs']
+    prune(model, criterion='magnitude', sizes=sizes)
+    assert measure_costs(model, lambda model: zoo.outputs(model, x)).of({}) == predicted
+    assert zoo.outputs(model, x).isfinite().all()
 
 
 def test_the_class_token_stays_whatever_attends_to_it():

@@ -88,8 +88,13 @@ def metadata(path: Path) -> dict:
 @torch.inference_mode()
 @pytest.mark.parametrize(
     'sizes, to_rgb',
-    [(None, True), (SIZES, False), (dict(SIZES, heads=[1, 2], qk=[16, 5], v=[7, 9]), True)],
-    ids=['dense', 'ffn', 'all kinds'],
+    [
+        (None, True),
+        (SIZES, False),
+        (dict(SIZES, heads=[1, 2], qk=[16, 5], v=[7, 9]), True),
+        (dict(SIZES, tokens=[10, 6]), True),
+    ],
+    ids=['dense', 'ffn', 'all kinds', 'tokens'],
 )
 def test_classifier(cfg, tmp_path, sizes, to_rgb):
     cfg.model.backbone.update(arch=ARCH, sizes=sizes)
