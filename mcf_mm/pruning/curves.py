@@ -33,10 +33,13 @@ class Curves:
         loss: Of ``unit``, ``kind``: a list from 0 elements (loss 0) to all, never falling; of
             ``qk`` and ``v`` elements of each head.
         facts: How they were made, for the file.
+        tokens: Loss by the share of tokens that goes at each place
+            (:mod:`~mcf_mm.pruning.token_curve`); empty where that is not known.
     """
 
     loss: dict[str, dict[str, list[float]]]
     facts: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[float, float] = field(default_factory=dict)
 
     @property
     def kinds(self) -> list[str]:
@@ -81,11 +84,13 @@ class Curves:
             name: {kind: curve for kind, curve in own.items() if kind in wanted}
             for name, own in self.loss.items()
         }
-        return Curves({name: own for name, own in loss.items() if own}, self.facts)
+        loss = {name: own for name, own in loss.items() if own}
+        return Curves(loss, self.facts, self.tokens)
 
     def to_json(self) -> str:
         """One JSON object; see :func:`read_curves`."""
-        return json.dumps({'loss': self.loss, 'facts': self.facts})
+        tokens = {str(ratio): loss for ratio, loss in self.tokens.items()}
+        return json.dumps({'loss': self.loss, 'facts': self.facts, 'tokens': tokens})
 
 
 def unit_loss(curves: Mapping[str, Any], sizes: Mapping[str, Any]) -> Any:
@@ -125,6 +130,7 @@ def read_curves(path: str | Path) -> Curves:
             name: {kind: [float(value) for value in curve] for kind, curve in kinds.items()}
             for name, kinds in content['loss'].items()
         }
+        tokens = {float(key): float(value) for key, value in content.get('tokens', {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{path} has no cost curves, {{"loss": {{"unit": {{"kind": [0, ...]}}}}}}: {error!r}'
@@ -136,7 +142,9 @@ def read_curves(path: str | Path) -> Curves:
                     f'{path}: the cost curve of {kind} of {name} {reason}; it must be the loss '
                     'when 0, 1, ... elements go, from 0 on, and never fall'
                 )
-    return Curves(loss, content.get('facts', {}))
+    if reason := tokens and _wrong([0.0, *(tokens[ratio] for ratio in sorted(tokens))]):
+        raise ValueError(f'{path}: the losses of tokens: the curve {reason}')
+    return Curves(loss, content.get('facts', {}), tokens)
 
 
 def _wrong(curve: Sequence[float]) -> str | None:
@@ -183,7 +191,7 @@ def scale_curves(
                 logs.append(_log(measure({name: {kind: size}})) - _log(predicted))
             factor = math.exp(sum(logs) / len(logs))
             scaled.setdefault(name, {})[kind] = [factor * value for value in curve]
-    return Curves(scaled, {**curves.facts, 'curves': 'measured'})
+    return Curves(scaled, {**curves.facts, 'curves': 'measured'}, curves.tokens)
 
 
 def _log(value: float) -> float:

@@ -50,7 +50,7 @@ def write_statistics(path: str | Path, curves: Curves, seen: Seen, network: str)
                     tensors[f'{key}|{field}'] = value.float()  # observers have rounded it
     save_state_dict(statistics_path(path), tensors, {'network': network, 'moments': facts})
     with whole_file(path) as partial:
-        told = Curves(curves.loss, {**curves.facts, 'network': network})
+        told = Curves(curves.loss, {**curves.facts, 'network': network}, curves.tokens)
         partial.write_text(told.to_json(), encoding='utf-8')
 
 

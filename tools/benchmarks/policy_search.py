@@ -51,6 +51,7 @@ ROWS: dict[str, dict[str, Any]] = {
     'OBS, uniform': dict(SOLVED, dims=[*ALL, 'tokens']),
     'OBS, GP': dict(SOLVED, dims=[*ALL, 'tokens'], sampler='gp'),
     'OBS, cost curves, no tokens': dict(SOLVED, curves=0.0),
+    'OBS, cost curves, tokens weighed as well': dict(SOLVED, curves='tokens'),
     'OBS, cost curves, a tenth of the tokens first': dict(SOLVED, curves=0.1),
     'OBS, cost curves, a fifth of the tokens first': dict(SOLVED, curves=0.2),
     'OBS, cost curves, three tenths of the tokens first': dict(SOLVED, curves=0.3),
@@ -135,9 +136,13 @@ def searched(
     return read_policy(out / 'policy.json'), facts
 
 
-def by_curves(bench: Bench, model: Any, budget: str, ratio: float) -> None:
-    """Drop a share of the tokens at each place, then cut the rest to the budget by cost curves."""
-    if ratio:
+def by_curves(bench: Bench, model: Any, budget: str, ratio: float | str) -> None:
+    """Drop a share of the tokens at each place, then cut the rest to the budget by cost curves.
+
+    With ``'tokens'`` in place of a share the curves choose it.
+    """
+    kinds = [*ALL, 'tokens'] if ratio == 'tokens' else ALL
+    if ratio and ratio != 'tokens':
         bench.call(model, [], criterion='magnitude', ratios=dict(tokens=ratio))
     costs = model_costs(model, bench.shape)
     what, _, share = budget.partition('=')
@@ -145,7 +150,7 @@ def by_curves(bench: Bench, model: Any, budget: str, ratio: float) -> None:
     own = bench.costs
     bench.costs = costs
     try:
-        bench.call(model, bench.loader(0), criterion='obs', budget=f'{what}={wanted}', kinds=ALL)
+        bench.call(model, bench.loader(0), criterion='obs', budget=f'{what}={wanted}', kinds=kinds)
     finally:
         bench.costs = own
 

@@ -25,6 +25,7 @@ from mcf_mm.pruning.solves import (
     removal_order,
 )
 from mcf_mm.pruning.structure import Sizes, Structure
+from mcf_mm.pruning.token_curve import RATIOS, best_with_tokens, measure_tokens
 from mcf_mm.pruning.units import Unit, Units
 from mcf_mm.pruning.validation import (
     KEPT,
@@ -61,6 +62,7 @@ class OBS(Criterion):
         ValueError: An argument is none of these.
     """
 
+    #: Tokens must be asked for: the small network is then no backbone of a detector.
     budget_kinds = frozenset(('heads', 'qk', 'v', 'inputs', 'hidden'))
     #: Fewer channels than these say little and compute slowly (ours).
     floors: Mapping[str, int] = {**FLOORS, 'qk': 8, 'v': 8, 'hidden': 16, 'inputs': 16}
@@ -187,8 +189,14 @@ class OBS(Criterion):
         curves: Curves | None = None,
         probe: Any = None,
     ) -> dict[str, dict[str, int]]:
-        """The sizes that lose least within a budget, by cost curves."""
+        """The sizes that lose least within a budget, by cost curves.
+
+        Raises:
+            ValueError: Tokens are to be pruned, and nothing can be measured.
+        """
+        own = {kind for names in kinds.values() for kind in names}
         if curves is None:
+            kinds = {name: [k for k in names if k != 'tokens'] for name, names in kinds.items()}
             curves = self.predict_curves(units, kinds, seen, probe and probe.progress)
             measured = self.allocation == 'measured'
             if measured and (probe is None or not probe.can_measure):
@@ -199,7 +207,7 @@ class OBS(Criterion):
                 )
                 measured = False
             if measured:
-                number = curves.number * len(SHARES)
+                number = curves.number * len(SHARES) + len(RATIOS) * ('tokens' in own)
                 done = count(1)
 
                 def measure(sizes: Sizes) -> float:
@@ -211,8 +219,11 @@ class OBS(Criterion):
                     units, kinds, lambda unit, kind: self._fitted[unit.name, kind] / 2
                 )
                 curves = scale_curves(curves, measure, fitted)
+                if 'tokens' in own:
+                    curves.tokens = measure_tokens(units, measure)
         self.curves, self.seen = curves, seen
-        own = {kind for names in kinds.values() for kind in names}
+        if 'tokens' in own:
+            return best_with_tokens(units, costs, curves, sorted(own), budget, self.floors)
         return best_sizes(units, costs, curves.only(own), budget, self.floors)
 
     def turn(self, units: Sequence[Unit], sizes: Sizes, seen: Seen) -> Seen:
