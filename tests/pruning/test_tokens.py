@@ -7,52 +7,14 @@ import pytest
 import timm
 import torch
 import zoo
+from dropping import ARCH, drop, images, timm_vit, token_units, vit
 
 from mcf_mm.analysis.complexity import count_complexity
-from mcf_mm.models import SlimVisionTransformer, YOLOSVisionTransformer
-from mcf_mm.pruning import cut, find_units, measure_costs, prune, uniform, within_budget
+from mcf_mm.models import SlimVisionTransformer
+from mcf_mm.pruning import find_units, measure_costs, prune, uniform, within_budget
 from mcf_mm.pruning.policy import check_sizes, without_tokens
-from mcf_mm.pruning.structure import Structure
-from mcf_mm.pruning.token_units import Tokens, token_flow
-from mcf_mm.weights.checkpoint import save_state_dict
+from mcf_mm.pruning.token_units import token_flow
 from mcf_mm.weights.timm import to_timm
-
-ARCH = dict(embed_dims=24, num_layers=4, num_heads=2, feedforward_channels=48)
-
-
-def vit(**kwargs) -> SlimVisionTransformer:
-    torch.manual_seed(0)
-    model = SlimVisionTransformer(arch=ARCH, img_size=64, **kwargs).eval()
-    for parameter in model.parameters():  # large enough for every part to be felt
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def timm_vit(**kwargs):
-    torch.manual_seed(0)
-    model = timm.create_model(
-        'vit_tiny_patch16_224', img_size=64, embed_dim=24, depth=4, num_heads=2, **kwargs
-    )
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
-
-
-def token_units(model) -> list[Tokens]:
-    return find_units(model).tokens
-
-
-def drop(model, ratio: float):
-    units = find_units(model)
-    sizes = uniform(units, dict(tokens=ratio))
-    cut(
-        model, Structure({name: {'tokens': torch.arange(k['tokens'])} for name, k in sizes.items()})
-    )
-    return sizes
-
-
-def images(*, batch: int = 5) -> torch.Tensor:
-    return torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
 def direct(model, image: torch.Tensor, ratio: float) -> torch.Tensor:
@@ -321,58 +283,8 @@ def test_a_block_of_another_kind_is_refused():
         drop(model, 0.4)
 
 
-def yolos(**kwargs) -> YOLOSVisionTransformer:
-    torch.manual_seed(0)
-    model = YOLOSVisionTransformer(arch=ARCH, img_size=(64, 96), num_det_tokens=5, **kwargs).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-@pytest.mark.parametrize('mid', [False, True])
-def test_yolos_drops_patches_and_sees_a_batch_as_single_images(mid):
-    model = yolos(with_mid_pos_embed=mid)
-    dense = copy.deepcopy(model)
-    sizes = drop(model, 0.4)
-    assert [kinds['tokens'] for kinds in sizes.values()] == [18, 11, 7]
-    shapes = [(64, 96), (48, 64), (32, 96), (64, 64)]
-    x = torch.zeros(4, 3, 64, 96)
-    for image, (height, width) in zip(x, shapes, strict=True):
-        image[:, :height, :width] = torch.randn(3, height, width)
-    with torch.no_grad():
-        batch = model(x, shapes)[0]
-        for row, image, (height, width) in zip(batch, x, shapes, strict=True):
-            single = model(image[None, :, :height, :width])[0][0]
-            assert torch.allclose(row, single, atol=1e-4)
-        assert batch.shape == (4, 5, 24)
-        assert not torch.allclose(batch, dense(x, shapes)[0], atol=1e-2)
-
-
-def test_yolos_keeps_all_detection_tokens_however_many_tokens_go():
-    model = yolos()
-    drop(model, 0.95)
-    with torch.no_grad():
-        assert model(torch.randn(2, 3, 64, 96))[0].shape == (2, 5, 24)
-    assert {unit.least for unit in token_units(model)} == {7}
-
-
 def test_gradients_reach_all_weights_of_a_network_that_drops_tokens():
     model = vit().train()
     drop(model, 0.4)
     model(images())[0].square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_yolos_is_built_with_the_tokens_of_its_config_and_of_a_checkpoint(tmp_path):
-    model = yolos()
-    drop(model, 0.4)
-    named = yolos(sizes=dict(tokens=[18, 11, 7]))
-    named.load_state_dict(model.state_dict())
-    save_state_dict(tmp_path / 'slim.safetensors', model.state_dict(), {})
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'slim.safetensors'))
-    auto = yolos(sizes='auto', init_cfg=init_cfg)
-    auto.load_state_dict(model.state_dict())
-    x = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        assert torch.equal(named(x)[0], model(x)[0])
-        assert torch.equal(auto(x)[0], model(x)[0])
