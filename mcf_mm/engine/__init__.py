@@ -10,6 +10,7 @@ from mcf_mm.engine.hooks import (
     MCFPruningHook,
     PruningHook,
     SameRunHook,
+    ScoreSearchHook,
     TeacherHook,
 )
 from mcf_mm.engine.teacher import Teacher
@@ -24,6 +25,7 @@ __all__ = [
     'MCFPruningHook',
     'PruningHook',
     'SameRunHook',
+    'ScoreSearchHook',
     'Teacher',
     'TeacherHook',
 ]
