@@ -252,7 +252,8 @@ def test_the_average_is_folded_with_the_last_scores(cfg):
             kept = pruning.structure['backbone.layers.1.ffn']['hidden']
             folded = (seen['dense'] * seen['scores'])[:, kept]
             torch.testing.assert_close(weight(runner), folded, atol=1e-7, rtol=1e-6)
-            assert not torch.equal(seen['dense'], runner.model.backbone.layers[1].ffn.layers[1])
+            own = runner.model.backbone.layers[1].ffn.layers[1].weight
+            assert not torch.equal(weight(runner), own)
 
     moment = 'before_train_epoch'
     runner = train(cfg, (moment, before, 'VERY_HIGH'), (moment, after, 'LOWEST'))
