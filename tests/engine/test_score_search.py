@@ -1,5 +1,6 @@
 """The search by learnable scores (SiDT) inside real Runners."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -281,6 +282,40 @@ def test_mixed_precision_accumulation_and_clipping(cfg, kind):
     assert gradients == [True, True, False] * 2
     assert all(value.isfinite().all() for value in runner.model.parameters())
     assert find_hook(runner, ScoreSearchHook).is_small
+
+
+def test_the_penalty_does_not_depend_on_the_scale_of_the_loss(cfg, monkeypatch):
+    """With a scaler of losses, here on the CPU, scores learn what they learn without."""
+    wrapper = 'mmengine.optim.optimizer.amp_optimizer_wrapper'
+    if not hasattr(torch.amp, 'GradScaler'):
+        pytest.skip('needs torch 2.3 or newer')
+    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.1)
+    cfg.custom_hooks[0].l1 = 1e-2
+    cfg.randomness.deterministic = False
+    found = []
+    for kind in (
+        dict(type='mcf_mm.Bf16OptimWrapper'),
+        dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1024.0),
+    ):
+        cfg.optim_wrapper.update(kind)
+        cfg.experiment_name = cfg.experiment_name + 'x'
+        scores = []
+
+        def look(runner, pruning, scores=scores):
+            if pruning.gates is not None:
+                scores.append(copied(pruning.gates.values))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f'{wrapper}.is_cuda_available', lambda: True)
+            scaler = functools.partial(torch.amp.GradScaler, device='cpu')
+            patch.setattr(f'{wrapper}.GradScaler', scaler)
+            train(cfg, ('after_train_iter', look, 'LOWEST'))
+        found.append(scores)
+    assert len(found[0]) == len(found[1]) == 6
+    for first, second in zip(*found, strict=True):
+        for key, score in first.items():
+            torch.testing.assert_close(score, second[key], atol=1e-4, rtol=0)
+            assert (score - 1).abs().mean() > 1e-3
 
 
 def test_the_penalty_does_not_depend_on_accumulation(cfg):
