@@ -16,6 +16,9 @@ from mcf_mm.pruning.criteria import choose
 from mcf_mm.pruning.scores import KINDS, Scores, fold_as, learnable, penalty, searched_sizes
 from mcf_mm.pruning.structure import check_ratio, check_whole
 
+#: Name of the penalty among the losses.
+LOSS = 'loss_scores'
+
 
 class ScoreRun(PruningRun):
     """A search in a training run. The arguments are those of :class:`mcf_mm.ScoreSearchHook`.
@@ -70,7 +73,7 @@ class ScoreRun(PruningRun):
             self.make_scores(runner)
         parameters = list(self.gates.values.values())
         self.gates.attach()
-        handle = add_loss(unwrapped(runner), 'loss_scores', lambda: self.l1 * penalty(self.gates))
+        handle = add_loss(unwrapped(runner), LOSS, lambda: self.l1 * penalty(self.gates))
         self._undo = [self.gates.remove, handle.remove]
         if runner.distributed:
             self._undo.append(share_gradients(runner.optim_wrapper, parameters))
@@ -101,6 +104,8 @@ class ScoreRun(PruningRun):
             fold_as(self.gates, find_units(network))
         self.gates.fold()
         self.gates, self._undo = None, []
+        # Or the log would go on showing its last value.
+        runner.message_hub.log_scalars.pop(f'train/{LOSS}', None)
         if self.keeper is not None:
             self.keeper.remember(runner)  # with the scores in its weights
         self.criterion.values = found
