@@ -9,7 +9,8 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from mcf_mm.analysis.complexity import Complexity, mean_complexity
+from mcf_mm.analysis.complexity import Complexity, count_complexity, mean_complexity
+from mcf_mm.analysis.complexity_by_kind import complexity_by_kind
 from mcf_mm.engine.config import dataset_shapes, input_shape, read_config
 from mcf_mm.engine.networks import build_model, pruned_network
 
@@ -45,6 +46,12 @@ def parse_args() -> argparse.Namespace:
         metavar='P',
         help='count also what pruning of the FFNs with this ratio leaves (default: what the '
         "config's pruning hook says)",
+    )
+    parser.add_argument(
+        '--by-kind',
+        action='store_true',
+        help='split by what pruning takes from: q/k, v, projection, attention products, FFN, other '
+        '(default: by part of the network)',
     )
     parser.add_argument(
         '--cfg-options',
@@ -87,9 +94,10 @@ def main() -> None:
             else:
                 shapes = [tuple(args.shape) if args.shape else input_shape(config)]
             model = build_model(config)
-            counts = {'dense': mean_complexity(model, shapes)}
+            count = complexity_by_kind if args.by_kind else count_complexity
+            counts = {'dense': mean_complexity(model, shapes, count)}
             if (pruned := pruned_network(config, model, args.ratio)) is not None:
-                counts['pruned'] = mean_complexity(pruned, shapes)
+                counts['pruned'] = mean_complexity(pruned, shapes, count)
         except (ValueError, OSError) as error:
             sys.exit(f'error: {error}')
     if args.json:

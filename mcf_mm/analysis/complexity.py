@@ -211,19 +211,24 @@ def resized(model: nn.Module, sizes: Sizes) -> nn.Module:
     return model
 
 
-def mean_complexity(model: nn.Module, shapes: Sequence[tuple[int, int]]) -> Complexity:
+def mean_complexity(
+    model: nn.Module,
+    shapes: Sequence[tuple[int, int]],
+    count: Callable[[nn.Module, tuple[int, int]], Complexity] = count_complexity,
+) -> Complexity:
     """Counts what an image costs in the mean; MACs are rounded to whole ones.
 
     Args:
         model: See :func:`count_complexity`.
         shapes: Height and width of each image in pixels. Equal ones are counted once.
+        count: Counts one. Defaults to :func:`count_complexity`.
 
     Raises:
         ValueError: There is no shape.
     """
     if not shapes:
         raise ValueError('there is no image to count')
-    counts = [(count_complexity(model, shape), times) for shape, times in Counter(shapes).items()]
+    counts = [(count(model, shape), times) for shape, times in Counter(shapes).items()]
 
     def mean(macs: Callable[[Complexity], int]) -> int:
         return round(sum(macs(count) * times for count, times in counts) / len(shapes))

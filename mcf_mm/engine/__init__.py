@@ -11,6 +11,7 @@ from mcf_mm.engine.hooks import (
     PruningHook,
     RandomPolicyHook,
     SameRunHook,
+    ScoreSearchHook,
     TeacherHook,
 )
 from mcf_mm.engine.teacher import Teacher
@@ -26,6 +27,7 @@ __all__ = [
     'PruningHook',
     'RandomPolicyHook',
     'SameRunHook',
+    'ScoreSearchHook',
     'Teacher',
     'TeacherHook',
 ]

@@ -159,6 +159,27 @@ class Costs:
             return counts
         return *counts, self.latency.of_unit(name, sizes)
 
+    def macs_by_layer(self, name: str) -> dict[str, int]:
+        """MACs of one unit with the sizes that were counted, by what computes them.
+
+        Returns:
+            ``{'ffn': int}``, or of an attention ``q/k``, ``v`` and ``projection``, and ``attention
+            products``: query times key and attention times value.
+        """
+        part, own = self._parts[name], self.sizes[name]
+        if 'hidden' in own:
+            return {'ffn': self._count(name, own)[1]}
+        heads, qk, v = own['heads'], own['qk'], own['v']
+        tokens = sum(tokens for tokens, _ in part.calls)
+        pairs = sum(pairs for _, pairs in part.calls)
+        leaving = tokens if part.leaving is None else part.leaving * len(part.calls)
+        return {
+            'q/k': tokens * 2 * heads * qk * part.width,
+            'v': tokens * heads * v * part.width,
+            'projection': leaving * part.width_out * heads * v,
+            'attention products': pairs * heads * (qk + v) + part.readers * tokens * heads * qk,
+        }
+
     def _count(self, name: str, sizes: Mapping[str, int | Tensor]) -> tuple:
         """(Parameters, MACs) of one unit."""
         if 'tokens' in sizes:

@@ -27,7 +27,7 @@ SLIM_TYPES = {
     'YOLOSVisionTransformer': 'mcf_mm.YOLOSVisionTransformer',
 }
 SLIM_MODEL = 'mcf_mm.SlimModel'
-PRUNING_HOOKS = ('MCFPruningHook', 'PruningHook')
+PRUNING_HOOKS = ('MCFPruningHook', 'PruningHook', 'ScoreSearchHook')
 #: Arguments of slim classes that mcf_mm 0.1 had instead of ``sizes``.
 OLD_ARGUMENTS = ('ffn_inputs', 'ffn_hiddens', 'ffn_selection')
 #: What a config imports so that programs that know nothing of mcf_mm can use it (mmdet.apis): all

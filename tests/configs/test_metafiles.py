@@ -23,7 +23,11 @@ MODELS = [
 
 def test_every_published_recipe_is_listed():
     listed = {model['Config'] for model in MODELS}
-    recipes = [*ROOT.glob('configs/m*/*_in1k.py'), *ROOT.glob('configs/yolos/*_coco.py')]
+    recipes = [
+        *ROOT.glob('configs/m*/*_in1k.py'),
+        *ROOT.glob('configs/sidt/*_in1k.py'),
+        *ROOT.glob('configs/yolos/*_coco.py'),
+    ]
     assert listed == {str(path.relative_to(ROOT)) for path in recipes}
 
 

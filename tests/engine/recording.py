@@ -10,7 +10,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
-from mcf_mm.engine import MCFPruningHook
+from mcf_mm.engine import MCFPruningHook, ScoreSearchHook
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,3 +95,27 @@ class KillInHealing(Hook):
                 step(healer, batch)
 
             _Healer.step = kill
+
+
+@HOOKS.register_module()
+class RecordScoresHook(Hook):
+    """Writes ``scores<rank>.pt``: the scores after each epoch of a search, and the weights."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.scores = []
+
+    def after_train_epoch(self, runner):
+        gates = find_hook(runner, ScoreSearchHook).pruning.gates
+        if gates is not None:
+            self.scores.append({key: value.detach().clone() for key, value in gates.values.items()})
+
+    def after_train(self, runner):
+        average = find_hook(runner, EMAHook)
+        record = dict(
+            scores=self.scores,
+            weights=getattr(runner.model, 'module', runner.model).state_dict(),
+            average=average.ema_model.module.state_dict() if average else None,
+        )
+        torch.save(record, Path(runner.work_dir) / f'scores{runner.rank}.pt')

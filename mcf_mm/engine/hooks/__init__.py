@@ -7,6 +7,7 @@ from mcf_mm.engine.hooks.mcf_pruning_hook import MCFPruningHook
 from mcf_mm.engine.hooks.pruning_hook import PruningHook
 from mcf_mm.engine.hooks.random_policy_hook import RandomPolicyHook
 from mcf_mm.engine.hooks.same_run_hook import SameRunHook
+from mcf_mm.engine.hooks.score_search_hook import ScoreSearchHook
 from mcf_mm.engine.hooks.teacher_hook import TeacherHook
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     'PruningHook',
     'RandomPolicyHook',
     'SameRunHook',
+    'ScoreSearchHook',
     'TeacherHook',
 ]
