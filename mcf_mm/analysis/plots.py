@@ -17,6 +17,7 @@ from torch import Tensor
 from mcf_mm.analysis.complexity import Complexity
 from mcf_mm.files import whole_file
 from mcf_mm.pruning import FFN, Attention, Sizes
+from mcf_mm.pruning.token_units import Tokens
 
 if TYPE_CHECKING:  # a pruned classifier needs no mmdet
     from mmdet.structures import DetDataSample
@@ -26,6 +27,7 @@ KINDS = {
     'inputs': "inputs C'",
     'hidden': "hidden units H'",
     'heads': 'heads',
+    'tokens': 'tokens',
     'qk': 'q/k channels of a head',
     'v': 'value channels of a head',
 }
@@ -49,7 +51,8 @@ def kept_sizes_figure(sizes: Sizes, full: Sizes) -> Figure:
     if not sizes:
         raise ValueError('sizes is empty: there is nothing to draw')
     names = {kind: [name for name in sizes if kind in sizes[name]] for kind in KINDS}
-    rows = [[kind for kind in row if names[kind]] for row in (FFN.kinds, Attention.kinds)]
+    kinds = FFN.kinds, Attention.kinds, Tokens.kinds
+    rows = [[kind for kind in row if names[kind]] for row in kinds]
     rows = [row for row in rows if row]
     columns = max(len(row) for row in rows)
     most = max(len(own) for own in names.values())

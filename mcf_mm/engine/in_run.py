@@ -239,7 +239,7 @@ def cut_run(runner: Runner, structure: Structure, importance: Importance) -> Non
     model = unwrapped(runner)
     shape = input_shape(runner.cfg)
     before = count_complexity(model, shape)
-    full = find_units(model).sizes
+    full = find_units(model).all_sizes
     cut_networks(runner, lambda network, optimizer: cut(network, structure, optimizer))
     after = count_complexity(model, shape)
     for unit in find_units(model).every:

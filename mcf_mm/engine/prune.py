@@ -40,6 +40,7 @@ from mcf_mm.pruning.budget import Budget, budget_kind
 from mcf_mm.pruning.criteria.obs import OBS
 from mcf_mm.pruning.criteria.regular import check_last_step, held_masks, hold
 from mcf_mm.pruning.curves import Curves
+from mcf_mm.pruning.distances import check_token_outputs
 from mcf_mm.pruning.policy import without_tokens
 from mcf_mm.pruning.prune import Ratios, open_policy, require_units, resolve_policy
 from mcf_mm.pruning.structure import check_whole
@@ -142,13 +143,16 @@ def prune_checkpoint(
     else:
         costs = _costs(model, shape, budget, latency, latency_batch)
         policy = open_policy(units, costs, budget, kinds, criterion, multiple)
+    if heal is not None:
+        dropping = [name for name, own in policy.items() if 'tokens' in own]
+        check_token_outputs(units, dropping, 'heal')
     load_weights(model, checkpoint)
     # Gradients keep the activations of a batch.
     felt = any(
         observer.needs_gradients for observer in criterion.observers(units, without_tokens(policy))
     )
     loader = calibration_loader(cfg, num_images, seed, 16 if felt else 64)
-    before, full = count_complexity(model, shape), require_units(model).sizes
+    before, full = count_complexity(model, shape), require_units(model).all_sizes
     facts = dict(
         origin=str(checkpoint),
         criterion=criterion_settings,

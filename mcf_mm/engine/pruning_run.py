@@ -34,6 +34,7 @@ from mcf_mm.pruning.advice import asked_kinds, warn_few_tokens, warn_left_alone
 from mcf_mm.pruning.budget import Budget, budget_kind, within_budget
 from mcf_mm.pruning.compensation import check_biases, check_compensation, compensation_observers
 from mcf_mm.pruning.criteria import choose
+from mcf_mm.pruning.distances import check_token_outputs
 from mcf_mm.pruning.measure import Kept, Probe
 from mcf_mm.pruning.observers import Observer
 from mcf_mm.pruning.policy import without_tokens
@@ -46,9 +47,9 @@ from mcf_mm.pruning.prune import (
     require_units,
     resolve_policy,
 )
-from mcf_mm.pruning.sequential import copies
 from mcf_mm.pruning.streams import gather
 from mcf_mm.pruning.structure import Sizes, check_seed, check_whole
+from mcf_mm.pruning.swap import copies
 from mcf_mm.search import read_latency
 
 STATE = 'mcf_mm_pruning'
@@ -154,6 +155,10 @@ class PruningRun:
             self.criterion.prepare(unwrapped(runner))
             check_biases(self.units, self.policy, self.compensation)
             self.check_epochs(runner)
+            for argument in ('heal', 'teacher'):
+                if getattr(self, argument) is not None:
+                    pruned = [name for name, own in self.policy.items() if 'tokens' in own]
+                    check_token_outputs(self.units, pruned, argument)
             if self.budget is not None:
                 warn_left_alone(self.units, self.kinds or self.criterion.budget_kinds)
             elif asked := asked_kinds(self.ratios) & {'heads', 'qk', 'v'}:

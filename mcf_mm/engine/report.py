@@ -36,7 +36,8 @@ def report_checkpoint(config: Config, checkpoint: str | Path, out_dir: str | Pat
     units = find_units(model)
     if not units:
         raise ValueError(f'{type(model).__name__} has no FFN that could have been pruned')
-    full, sizes = units.sizes, sizes_in(state_dict, units, '', str(checkpoint))
+    full = units.all_sizes
+    sizes = sizes_in(state_dict, units.every, '', str(checkpoint))
     slim = resized(model, sizes)
     check_weights(slim, state_dict, source=str(checkpoint))
     inputs = {

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcf_mm.pruning import find_classifier, find_ffns
-from mcf_mm.pruning.distances import blocks_distance, logits_distance, recorded
+from mcf_mm.pruning import find_classifier, find_ffns, find_units
+from mcf_mm.pruning.distances import blocks_distance, comparable, logits_distance, recorded
 
 
 class Teacher:
@@ -38,6 +38,7 @@ class Teacher:
         self.model = model.requires_grad_(False)
         self.model.train(False)
         self.logits, self.blocks, self.temperature = logits, blocks, temperature
+        self.drops_tokens = False  # whether the student does
 
     @staticmethod
     def check_model(
@@ -54,6 +55,7 @@ class Teacher:
     def attach(self, student: nn.Module) -> None:
         """Makes ``student.loss`` add the losses from now on; its state dict stays as it is."""
         own_loss = student.loss
+        self.drops_tokens = any(unit.is_pruned for unit in find_units(student).tokens)
 
         def loss(inputs: Tensor, data_samples: Any = None, **kwargs) -> dict[str, Tensor]:
             with self._recorded(student) as seen:
@@ -81,7 +83,7 @@ class Teacher:
             losses['loss_teacher_logits'] = self.logits * self.temperature**2 * divergence
         if self.blocks:
             for name, target in wanted.items():
-                if seen[name].shape != target.shape:
+                if not comparable(seen[name], target, self.drops_tokens):
                     raise ValueError(
                         f'teacher: blocks is {self.blocks}, but {name} puts out '
                         f'{tuple(seen[name].shape)} in training and {tuple(target.shape)} in the '

@@ -11,7 +11,8 @@ from mcf_mm.pruning.policy import check_sizes
 from mcf_mm.pruning.structure import Sizes
 from mcf_mm.pruning.surgery import resize
 from mcf_mm.pruning.token_units import Tokens
-from mcf_mm.pruning.units import Attention, Unit, Units
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import Attention, Units
 from mcf_mm.registry import is_pretrained
 from mcf_mm.weights.check import check_weights
 from mcf_mm.weights.checkpoint import RESIZED, read_state_dict
@@ -91,7 +92,7 @@ class SlimUnits:
         """Give the units the sizes that the arguments say."""
         sizes, old, init_cfg = self.sizes, self._old_sizes, self.init_cfg
         units = find_units(self)
-        self._dense_sizes = {unit.name: unit.sizes for unit in units.every}
+        self._dense_sizes = units.all_sizes
         if old:
             sizes = {}
             for kind, value in old.items():

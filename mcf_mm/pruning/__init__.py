@@ -32,7 +32,8 @@ from mcf_mm.pruning.policy import read_policy, threshold, uniform
 from mcf_mm.pruning.prune import prune
 from mcf_mm.pruning.structure import Sizes, Structure, kept_size
 from mcf_mm.pruning.surgery import cut, resize
-from mcf_mm.pruning.units import FFN, Attention, Axis, Unit, Units
+from mcf_mm.pruning.unit import Axis, Unit
+from mcf_mm.pruning.units import FFN, Attention, Units
 
 __all__ = [
     'FFN',

@@ -6,7 +6,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from mcf_mm.pruning.calibration import Seen
 from mcf_mm.pruning.compensation import loses
 from mcf_mm.pruning.moments import MomentObserver
-from mcf_mm.pruning.units import Unit, Units
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import Units
 
 
 def asked_kinds(ratios: float | Mapping | None) -> set[str]:

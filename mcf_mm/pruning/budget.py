@@ -6,7 +6,8 @@ from mcf_mm.pruning.costs import Costs
 from mcf_mm.pruning.policy import FLOORS, uniform, without_tokens
 from mcf_mm.pruning.structure import Sizes
 from mcf_mm.pruning.token_units import token_flow
-from mcf_mm.pruning.units import Unit, Units
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import Units
 
 #: What a budget can be of.
 BUDGETS = ('params', 'macs', 'latency')

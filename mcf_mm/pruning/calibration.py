@@ -20,7 +20,7 @@ from mcf_mm.pruning.observers import (
 )
 from mcf_mm.pruning.pairs import PairObserver, Pairs
 from mcf_mm.pruning.streams import Rows, Tokens, gather
-from mcf_mm.pruning.units import Unit
+from mcf_mm.pruning.unit import Unit
 
 
 class Seen:

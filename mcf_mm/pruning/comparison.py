@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcf_mm.pruning.distances import blocks_distance, find_streams, logits_distance, recorded
+from mcf_mm.pruning.distances import (
+    blocks_distance,
+    comparable,
+    find_streams,
+    logits_distance,
+    recorded,
+)
 from mcf_mm.pruning.find import find_classifier, find_units
 from mcf_mm.pruning.healing import Distance, Healing
 
@@ -82,12 +88,6 @@ class Comparison:
                 modules['logits'] = classifier
             self._modules.append(modules)
 
-    def _fits(self, own: Tensor, wanted: Tensor) -> bool:
-        """Whether outputs can be compared; tokens may be missing where the student drops some."""
-        if self.drops_tokens and own.dim() == 3:
-            own, wanted = own[:, :1], wanted[:, :1]
-        return own.shape == wanted.shape
-
     def __call__(
         self, batch: Any, bf16: bool | None = None
     ) -> tuple[Tensor, Tensor | float, Tensor | float]:
@@ -109,7 +109,7 @@ class Comparison:
             with recorded(student) as seen:
                 self.forward(self.student, batch)
         for name, target in wanted.items():
-            if name not in seen or not self._fits(seen[name], target):
+            if name not in seen or not comparable(seen[name], target, self.drops_tokens):
                 got = tuple(seen[name].shape) if name in seen else 'nothing'
                 raise ValueError(
                     f'heal: {name} puts out {got} in the student and {tuple(target.shape)} in the '

@@ -10,7 +10,8 @@ from mcf_mm.pruning.moments import MomentObserver, Moments
 from mcf_mm.pruning.observers import ActivationObserver, Activations, Observer
 from mcf_mm.pruning.solves import augmented, solve_kept
 from mcf_mm.pruning.structure import Sizes, Structure
-from mcf_mm.pruning.units import Attention, Unit
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import Attention
 
 COMPENSATIONS = ('none', 'mean', 'least_squares', 'sequential')
 #: Those that begin with least squares.

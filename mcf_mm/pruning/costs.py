@@ -12,7 +12,8 @@ from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.policy import without_tokens
 from mcf_mm.pruning.structure import Sizes
 from mcf_mm.pruning.token_units import Tokens
-from mcf_mm.pruning.units import FFN, Attention, Unit, Units
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import FFN, Attention, Units
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class _Reduction:
         unit: Name of the unit of tokens.
         attention: Name of the attention in front of it.
         behind: Names of the units behind it, up to the attention of the next.
-        number: Tokens that arrive at the first of all reductions in the dense network.
+        number: Tokens of an image of the size that sizes are numbers of.
+        counted: Tokens of the image that was counted, which may be of another size.
         kept: Tokens that stay in the network that was counted; None where all do.
+        least: Fewest tokens that stay.
         readers: See :class:`_Part`.
     """
 
@@ -55,7 +58,9 @@ class _Reduction:
     attention: str
     behind: tuple[str, ...]
     number: int
+    counted: int
     kept: int | None
+    least: int
     readers: int
 
 
@@ -108,11 +113,14 @@ class Costs:
                 'times are measured with all tokens: a budget of latency cannot prune tokens'
             )
         parts = dict(self._parts)
-        arriving = self._reductions[0].number
+        # Of what arrives in the image that was counted the share stays that sizes say.
+        of, arriving = self._reductions[0].number, self._reductions[0].counted
         for reduction in self._reductions:
             kept = sizes.get(reduction.unit, {}).get('tokens', reduction.kept)
-            drops = kept is not None and kept < arriving
-            leaving = kept + 1 if drops else arriving
+            stay = arriving if kept is None else max(arriving * kept // of, reduction.least)
+            drops = stay < arriving
+            leaving = stay + 1 if drops else arriving
+            of = of if kept is None or kept >= of else kept + 1
             parts[reduction.attention] = replace(
                 parts[reduction.attention],
                 calls=((arriving, arriving * arriving),),
@@ -275,17 +283,17 @@ def _part(unit: Unit, calls: list[tuple[int, int]]) -> _Part:
         sum(table.shape[0] for table in tables),
         tuple(calls),
         unit.proj.out_features,
-        *_reduced(unit),
+        *_reduced(unit, calls[0][0]),
     )
 
 
-def _reduced(unit: Attention) -> tuple[int | None, int]:
+def _reduced(unit: Attention, arriving: int) -> tuple[int | None, int]:
     """Tokens that leave an attention which drops some, and how many are looked at for it."""
     reduction = getattr(unit.module, 'reduction', None)
-    if reduction is None:
+    if reduction is None or reduction.number(arriving) >= arriving:
         return None, 0
     start, stop = reduction.readers
-    return reduction.kept + 1, (0 if stop is None else stop) - start
+    return reduction.number(arriving) + 1, (0 if stop is None else stop) - start
 
 
 def _reductions(units: Units, calls: Mapping[str, list]) -> Iterator[_Reduction]:
@@ -300,7 +308,9 @@ def _reductions(units: Units, calls: Mapping[str, list]) -> Iterator[_Reduction]
             unit.attention.name,
             # The attention in front of the next one computes with what this one leaves.
             tuple(other.name for other in units[place + 1 : following]),
+            unit.number,
             calls[units[places[0]].attention.name][0][0],
             unit.reduction.kept if unit.is_pruned else None,
+            unit.least,
             (0 if stop is None else stop) - start,
         )

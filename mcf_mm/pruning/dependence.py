@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mcf_mm.pruning.observers import CalibrationError, Observer
 from mcf_mm.pruning.streams import Rows, Tokens, gather
-from mcf_mm.pruning.units import Unit
+from mcf_mm.pruning.unit import Unit
 
 #: Widths s of the Gaussians ``exp(-d^2 / (2 s^2))``, whose mean is the kernel.
 WIDTHS = (1, 2, 4, 8, 16)

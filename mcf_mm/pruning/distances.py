@@ -1,6 +1,6 @@
 """How far a network is from another one, by what their classifiers and blocks put out."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcf_mm.pruning.find import find_ffns
-from mcf_mm.pruning.units import FFN
+from mcf_mm.pruning.units import FFN, Units
 
 
 def logits_distance(seen: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
@@ -58,6 +58,33 @@ def blocks_distance(
         size = target.var() if centred else target.square().mean()
         distances.append(F.mse_loss(own, target) / size)
     return torch.stack(distances).mean()
+
+
+def comparable(own: Tensor, wanted: Tensor, drops_tokens: bool) -> bool:
+    """Whether a student's output can be compared; tokens may be missing where it drops some."""
+    if drops_tokens and own.dim() == 3:
+        own, wanted = own[:, :1], wanted[:, :1]
+    return own.shape == wanted.shape
+
+
+def check_token_outputs(units: Units, names: Iterable[str], argument: str) -> None:
+    """Check that networks can be compared once tokens are dropped.
+
+    Args:
+        units: Units of the dense network or of the student.
+        names: Units that are pruned.
+        argument: Which argument asks for the comparison, for the error.
+
+    Raises:
+        ValueError: Nothing but detection tokens is read, and they are not compared yet.
+    """
+    for unit in units.tokens:
+        if unit.name in names and unit.last:
+            raise ValueError(
+                f'{argument}: {unit.name} drops patches of a network with detection tokens, whose '
+                'outputs cannot be compared with those of the dense one yet: leave it out, or '
+                'the tokens'
+            )
 
 
 @contextmanager

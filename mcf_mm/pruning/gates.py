@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mcf_mm.pruning.structure import Structure
-from mcf_mm.pruning.units import Attention, Place, Unit
+from mcf_mm.pruning.unit import Place, Unit
+from mcf_mm.pruning.units import Attention
 
 
 class Gates:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mcf_mm.pruning.augmentation import augment
 from mcf_mm.pruning.comparison import Comparison, Forward, check_comparable, count_images
+from mcf_mm.pruning.distances import check_token_outputs
 from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.heal_state import fingerprint, read_state, save_state
 from mcf_mm.pruning.healing import Distance, Healed, Healing
@@ -98,12 +99,8 @@ def heal(
         )
     if student is dense:
         raise ValueError('heal: student and dense are one network; copy the dense one first')
-    for unit in find_units(student).tokens:
-        if unit.is_pruned and unit.last:
-            raise ValueError(
-                f'heal: {unit.name} drops patches of a network with detection tokens, whose '
-                'outputs cannot be compared with those of the dense one yet: heal=None'
-            )
+    units = find_units(student)
+    check_token_outputs(units, [unit.name for unit in units.tokens if unit.is_pruned], 'heal')
     forward = forward or (lambda model, batch: model(batch))
     with evaluating(student, dense):
         batch = next(iter(aside), None)

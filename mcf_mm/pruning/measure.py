@@ -14,9 +14,9 @@ from mcf_mm.pruning.criteria.base import Criterion, choose
 from mcf_mm.pruning.find import find_classifier, find_units
 from mcf_mm.pruning.gates import mask
 from mcf_mm.pruning.policy import without_tokens
-from mcf_mm.pruning.sequential import copies, replaced
 from mcf_mm.pruning.structure import Sizes, Structure
 from mcf_mm.pruning.surgery import cut
+from mcf_mm.pruning.swap import copies, replaced
 
 #: Images on which cuts are measured (ours).
 IMAGES = 64

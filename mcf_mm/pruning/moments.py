@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mcf_mm.pruning.observers import MOMENT_TOKENS, CalibrationError, Observer
+from mcf_mm.pruning.observers import CalibrationError, Observer
 from mcf_mm.pruning.solves import RIDGE
-from mcf_mm.pruning.streams import Tokens, gather, sum_over_processes
-from mcf_mm.pruning.units import Unit
+from mcf_mm.pruning.streams import MOMENT_TOKENS, Tokens, gather, sum_over_processes
+from mcf_mm.pruning.unit import Unit
 
 #: Share of the moments that weighs tokens by how the loss feels them (ours); the rest of the
 #: moments weighs them equally, so that the solves stay well-posed.

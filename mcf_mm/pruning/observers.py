@@ -7,12 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcf_mm.pruning.streams import Rows, Tokens, gather, sum_over_processes
-from mcf_mm.pruning.units import Attention, Place, Unit
-
-#: Tokens per image that enter the second moments (ours): evenly spaced, the first among them.
-#: Neighbouring tokens are so alike that more cost time and gain nothing (tools/benchmarks).
-MOMENT_TOKENS = 32
+from mcf_mm.pruning.streams import Rows, Tokens, gather, moment_tokens, sum_over_processes
+from mcf_mm.pruning.unit import Place, Unit
+from mcf_mm.pruning.units import Attention
 
 
 class CalibrationError(ValueError):
@@ -46,20 +43,6 @@ class Activations:
     def variance(self) -> Tensor:
         """Variance of each value over images and tokens, ``(I,)``."""
         return (self.mean_square - self.mean.square()).clamp_(min=0)
-
-
-def moment_tokens(number: int) -> slice | list[int]:
-    """Which of ``number`` tokens enter the second moments: evenly spaced, the first among them.
-
-    A whole step is a slice, which copies nothing; where it would leave out more than a tenth of the
-    tokens at the end, places are rounded down instead.
-    """
-    if number <= MOMENT_TOKENS:
-        return slice(None)
-    step = number // MOMENT_TOKENS
-    if 10 * step * MOMENT_TOKENS >= 9 * number:
-        return slice(0, step * MOMENT_TOKENS, step)
-    return [place * number // MOMENT_TOKENS for place in range(MOMENT_TOKENS)]
 
 
 class Observer:

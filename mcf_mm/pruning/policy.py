@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mcf_mm.pruning.structure import Sizes, kept_size
 from mcf_mm.pruning.token_units import Tokens, token_flow
-from mcf_mm.pruning.units import Unit, Units
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import Units
 
 #: Fewest elements that a policy leaves: of v and q/k in each head.
 FLOORS = {'inputs': 1, 'hidden': 1, 'heads': 1, 'qk': 1, 'v': 1, 'tokens': 1}

@@ -30,9 +30,10 @@ from mcf_mm.pruning.policy import (
     why_missing,
     without_tokens,
 )
-from mcf_mm.pruning.sequential import check_batches, copies, solve_sequentially
+from mcf_mm.pruning.sequential import check_batches, solve_sequentially
 from mcf_mm.pruning.structure import Sizes, Structure
 from mcf_mm.pruning.surgery import cut
+from mcf_mm.pruning.swap import copies
 from mcf_mm.pruning.units import Units
 
 Ratios = float | Mapping[str, float] | Mapping[str, Mapping[str, float]]
@@ -236,6 +237,7 @@ def open_policy(
             f'kinds names {sorted(unknown)}, the network has {sorted(known)}'
             f'{why_missing(units, unknown)}'
         )
+    criterion.check_budget(kinds)
     full = {
         unit.name: {kind: unit.sizes[kind] for kind in unit.kinds if kind in kinds}
         for unit in units.every

@@ -15,7 +15,8 @@ from mcf_mm.pruning.calibration import Seen
 from mcf_mm.pruning.moments import Moments
 from mcf_mm.pruning.solves import Basis, pair_bases, value_basis
 from mcf_mm.pruning.structure import Sizes
-from mcf_mm.pruning.units import Attention, Unit
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import Attention
 
 
 @dataclass

@@ -16,7 +16,8 @@ from mcf_mm.pruning.gates import Gates
 from mcf_mm.pruning.observers import Observer
 from mcf_mm.pruning.policy import threshold
 from mcf_mm.pruning.structure import Sizes
-from mcf_mm.pruning.units import Unit, Units
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import Units
 
 #: Kinds that can have scores.
 KINDS = ('qk', 'v', 'hidden', 'inputs')

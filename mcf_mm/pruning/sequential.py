@@ -1,8 +1,6 @@
 """Solve layer after layer anew, front to back, on the network that is cut already (ours)."""
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +14,8 @@ from mcf_mm.pruning.observers import CalibrationError
 from mcf_mm.pruning.solves import augmented, regularise
 from mcf_mm.pruning.streams import Tokens, sum_over_processes
 from mcf_mm.pruning.structure import Structure
-from mcf_mm.pruning.units import Unit
+from mcf_mm.pruning.swap import replaced
+from mcf_mm.pruning.unit import Unit
 
 #: Ridge term of the solves, as a share of the mean second moment (ours): it draws to the weights
 #: that the layer has, not to zero.
@@ -25,35 +24,6 @@ RIDGE = 0.3
 
 class _Enough(Exception):
     """A forward pass has come as far as it is needed."""
-
-
-def copies(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    """Copies of units of a network as they are, for :func:`solve_sequentially`.
-
-    A unit that lies in another one, such as an attention in a block, is copied with it.
-    """
-    names = list(names)
-    inside = {n for n in names if any(n.startswith(f'{other}.') for other in names)}
-    return {name: copy.deepcopy(model.get_submodule(name)) for name in names if name not in inside}
-
-
-@contextmanager
-def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Put other modules in the place of those with these names, for a while."""
-
-    def put(name: str, module: nn.Module) -> nn.Module:
-        parent, _, child = name.rpartition('.')
-        owner = model.get_submodule(parent)
-        before = getattr(owner, child)
-        setattr(owner, child, module)
-        return before
-
-    before = {name: put(name, module) for name, module in modules.items()}
-    try:
-        yield
-    finally:
-        for name, module in before.items():
-            put(name, module)
 
 
 def check_batches(batches: Iterable[Any], given: bool = True) -> None:

@@ -10,7 +10,8 @@ from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.structure import Structure
 from mcf_mm.pruning.token_units import Tokens, token_flow
 from mcf_mm.pruning.tokens import ReducingBlock, TokenReduction
-from mcf_mm.pruning.units import FFN, Attention, Unit
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import FFN, Attention
 
 
 def cut(

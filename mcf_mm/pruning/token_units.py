@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from mcf_mm.pruning.attention import SlimMultiheadAttention, SlimTimmAttention
 from mcf_mm.pruning.structure import Sizes
 from mcf_mm.pruning.tokens import ReducingBlock, TokenReduction
-from mcf_mm.pruning.units import Attention, Axis, Unit, Units
+from mcf_mm.pruning.unit import Axis, Unit
+from mcf_mm.pruning.units import Attention, Units
 
 
 class Tokens(Unit):

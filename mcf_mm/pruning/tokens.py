@@ -75,6 +75,17 @@ class TokenReduction(nn.Module):
     def __getstate__(self) -> dict:
         return {**self.__dict__, 'choice': None}  # of a batch, not of the network
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # All shapes fit whatever the numbers are: without this, others would be passed over.
+        told = state_dict.get(f'{prefix}tokens')
+        if told is not None and told.tolist() != [self.kept, self.of]:
+            raise ValueError(
+                f'{prefix}tokens: the checkpoint keeps {" of ".join(map(str, told.tolist()))} '
+                f'tokens, the network {self.kept} of {self.of}: give the network the sizes of the '
+                'checkpoint'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def number(self, arriving: int) -> int:
         """How many of the tokens that arrive stay, the fused one not among them."""
         return max(arriving * self.kept // self.of, self.first + self.last + 1)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mcf_mm.files import whole_file
 from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.structure import Sizes, check_whole
-from mcf_mm.pruning.units import Unit, Units
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import Units
 from mcf_mm.search.table import STEP, Plan, Table, resize_spread
 from mcf_mm.search.timing import (
     QUEUED,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mcf_mm.pruning.surgery import resize
-from mcf_mm.pruning.units import FFN, Attention, Unit
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import FFN, Attention
 
 #: Grid points lie this far apart, or a multiple of it; few sizes stay below it.
 STEP = 8

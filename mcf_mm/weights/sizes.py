@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from mcf_mm.pruning.token_units import Tokens
-from mcf_mm.pruning.units import FFN, Attention, Unit, Units
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import FFN, Attention, Units
 
 #: Buffer of an attention that says how many tokens stay, of how many.
 TOKENS = 'reduction.tokens'

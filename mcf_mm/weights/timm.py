@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.surgery import resize
 from mcf_mm.pruning.token_units import Tokens
-from mcf_mm.pruning.units import FFN, Unit
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import FFN
 from mcf_mm.weights.check import check_weights
 from mcf_mm.weights.convert import convert_state_dict
 from mcf_mm.weights.files import read_weights

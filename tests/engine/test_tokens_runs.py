@@ -8,6 +8,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from test_pruning_hook import assert_same
 
+from mcf_mm.analysis.complexity import count_complexity
+from mcf_mm.analysis.report import draw_sizes
+from mcf_mm.engine.report import report_checkpoint
 from mcf_mm.pruning import find_units
 from mcf_mm.weights.checkpoint import read_header
 
@@ -76,3 +79,54 @@ def test_an_average_of_weights_drops_the_same_tokens(cfg):
     assert tokens_of(average.module) == tokens_of(runner.model)
     with torch.no_grad():
         assert runner.val()
+
+
+def test_a_teacher_compares_blocks_where_tokens_are_dropped(cfg):
+    cfg.custom_hooks[0].teacher = dict(logits=1.0, blocks=1.0)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    losses = runner.message_hub.get_scalar('train/loss_teacher_blocks').data[0]
+    assert len(losses) and all(0 < loss < 100 for loss in losses)
+
+
+@pytest.mark.parametrize('argument', ['heal', 'teacher'])
+def test_detection_tokens_are_compared_by_nobody_yet(detection_cfg, argument):
+    settings = dict(heal=dict(epochs=1), teacher=dict(logits=0.0, blocks=1.0))
+    detection_cfg.model = dict(
+        type='mcf_mm.YOLOS',
+        data_preprocessor=dict(type='DetDataPreprocessor'),
+        backbone=dict(
+            type='mcf_mm.YOLOSVisionTransformer',
+            arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64),
+            img_size=(64, 96),
+            num_det_tokens=5,
+        ),
+        bbox_head=dict(type='mcf_mm.YOLOSHead', num_classes=2, embed_dims=32),
+    )
+    detection_cfg.custom_hooks = [
+        dict(type='mcf_mm.PruningHook', criterion='magnitude', ratios=dict(tokens=0.4), epoch=0)
+    ]
+    detection_cfg.custom_hooks[0][argument] = settings[argument]
+    with pytest.raises(ValueError, match=f'{argument}: backbone.layers.0 drops patches'):
+        Runner.from_cfg(detection_cfg).train()
+
+
+def test_a_report_of_a_checkpoint_shows_its_tokens(cfg, tmp_path, monkeypatch):
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    told = {}
+
+    def noted(out_dir, full, sizes, inputs, before, after):
+        told.update(full=full, sizes=sizes, after=after)
+        return draw_sizes(out_dir, full, sizes, inputs, before, after)
+
+    monkeypatch.setattr('mcf_mm.engine.report.draw_sizes', noted)
+    checkpoint = Path(cfg.work_dir) / 'slim.safetensors'
+    slim = Config.fromfile(Path(cfg.work_dir) / 'slim.py')
+    pictures = report_checkpoint(slim, checkpoint, tmp_path / 'report')
+    assert {path.name for path in pictures} >= {'kept_sizes.png', 'parts.png'}
+    assert [told['sizes'][f'backbone.layers.{n}']['tokens'] for n in range(3)] == tokens_of(
+        runner.model
+    )
+    assert told['full']['backbone.layers.0'] == dict(tokens=17)
+    assert told['after'] == count_complexity(runner.model, (32, 32))

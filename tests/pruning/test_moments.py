@@ -10,9 +10,9 @@ from torch import distributed, nn
 
 from mcf_mm.pruning import CalibrationError, calibrate, find_units
 from mcf_mm.pruning.moments import FELT, MomentObserver, sample_tokens, take
-from mcf_mm.pruning.observers import MOMENT_TOKENS
 from mcf_mm.pruning.pairs import PLAIN, PairObserver
 from mcf_mm.pruning.solves import augmented
+from mcf_mm.pruning.streams import MOMENT_TOKENS
 
 KINDS = ['inputs', 'hidden', 'v']
 

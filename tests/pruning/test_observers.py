@@ -13,7 +13,7 @@ from mcf_mm.pruning import (
     calibrate,
     find_units,
 )
-from mcf_mm.pruning.observers import MOMENT_TOKENS, moment_tokens
+from mcf_mm.pruning.streams import MOMENT_TOKENS, moment_tokens
 
 
 def values_at(model, unit, kind, images) -> torch.Tensor:

@@ -11,7 +11,8 @@ from networks import Mlp, Network
 from torch import nn
 
 from mcf_mm.pruning import CalibrationError, Structure, cut, find_units, prune
-from mcf_mm.pruning.sequential import RIDGE, copies, find_sum, replaced, solve_sequentially
+from mcf_mm.pruning.sequential import RIDGE, find_sum, solve_sequentially
+from mcf_mm.pruning.swap import copies, replaced
 
 
 def error(model, dense, batches, run=lambda model, x: model(x)):

@@ -112,8 +112,13 @@ def test_a_file_keeps_the_losses_of_tokens(dense, done, tmp_path):
 
 def test_what_cannot_be_weighed_is_refused(dense, images, done):
     predicted = build_criterion(dict(type='obs', allocation='predicted'))
-    with pytest.raises(ValueError, match='no measured losses of tokens'):
-        prune(copy.deepcopy(dense), images, predicted, budget='macs=60%', kinds=KINDS)
+    seen = iter(images)
+    with pytest.raises(ValueError, match="allocation='predicted' knows nothing of tokens"):
+        prune(
+            copy.deepcopy(dense), seen, predicted, budget='macs=60%', kinds=KINDS,
+            costs=costs_of(dense),
+        )  # fmt: skip
+    assert next(seen) is images[0]  # none was read
     curves, units = done[1].curves, find_units(dense)
     without = Curves(curves.loss, curves.facts)
     with pytest.raises(ValueError, match='no measured losses of tokens'):

@@ -288,3 +288,13 @@ def test_gradients_reach_all_weights_of_a_network_that_drops_tokens():
     drop(model, 0.4)
     model(images())[0].square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_weights_that_keep_another_number_are_refused():
+    one, two = timm_vit(), timm_vit()
+    drop(one, 0.4)
+    drop(two, 0.5)
+    before = two.blocks[1].attn.reduction.tokens.tolist()
+    with pytest.raises(ValueError, match='the checkpoint keeps 10 of 17 tokens, the network 8 of'):
+        two.load_state_dict(one.state_dict(), strict=False)
+    assert two.blocks[1].attn.reduction.tokens.tolist() == before

@@ -7,6 +7,7 @@ import torch
 from dropping import ARCH, drop, token_units
 
 from mcf_mm.models import YOLOSVisionTransformer
+from mcf_mm.pruning import find_units, heal, measure_costs
 from mcf_mm.weights.checkpoint import save_state_dict
 
 
@@ -58,3 +59,25 @@ def test_yolos_is_built_with_the_tokens_of_its_config_and_of_a_checkpoint(tmp_pa
     with torch.no_grad():
         assert torch.equal(named(x)[0], model(x)[0])
         assert torch.equal(auto(x)[0], model(x)[0])
+
+
+@pytest.mark.parametrize('size', [(64, 96), (96, 160), (32, 48)])
+def test_costs_of_an_image_of_another_size_are_those_that_are_counted(size):
+    model = yolos()
+    forward = lambda model: model(torch.zeros(1, 3, *size))  # noqa: E731
+    costs = measure_costs(model, forward)
+    sizes = drop(model, 0.4)
+    counted = measure_costs(model, forward)
+    assert counted.of({}) == costs.of(sizes)
+    for unit in find_units(model).tokens:  # and back again, from the network that drops some
+        unit.keep(unit.arriving)
+    everything = {name: {'tokens': 30} for name in sizes}
+    assert counted.of(everything) == costs.of({}) == measure_costs(model, forward).of({})
+
+
+def test_healing_of_detection_tokens_is_refused():
+    model, dense = yolos(), yolos()
+    drop(model, 0.4)
+    batches = [torch.zeros(2, 3, 64, 96)]
+    with pytest.raises(ValueError, match='heal: layers.1 drops patches of a network with detect'):
+        heal(model, dense, batches, batches, epochs=1)

@@ -13,7 +13,7 @@ from mcf_mm.pruning.costs import Costs
 from mcf_mm.pruning.observers import ActivationObserver, GradientObserver, Observer
 from mcf_mm.pruning.policy import FLOORS, without_tokens
 from mcf_mm.pruning.structure import Sizes, Structure, check_seed
-from mcf_mm.pruning.units import Unit
+from mcf_mm.pruning.unit import Unit
 
 #: A user's own criterion: scores ``(count,)`` of a kind of a unit, the larger the more important.
 ScoreFunction = Callable[[Unit, str, Seen], Tensor]
@@ -50,6 +50,13 @@ class Criterion:
         return [
             ActivationObserver(unit, kind) for unit in units for kind in sizes.get(unit.name, ())
         ]
+
+    def check_budget(self, kinds: Iterable[str]) -> None:
+        """Check that a budget may prune these kinds, before any image is read.
+
+        Raises:
+            ValueError: It may not.
+        """
 
     def plan(
         self,

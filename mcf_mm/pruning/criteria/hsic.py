@@ -11,7 +11,7 @@ from mcf_mm.pruning.dependence import DependenceObserver
 from mcf_mm.pruning.find import find_classifier
 from mcf_mm.pruning.observers import Observer
 from mcf_mm.pruning.structure import Sizes
-from mcf_mm.pruning.units import Unit
+from mcf_mm.pruning.unit import Unit
 
 #: How much of its mean dependence on the other heads is taken from the score of a head.
 REDUNDANCY = 0.1

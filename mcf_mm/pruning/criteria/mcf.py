@@ -13,7 +13,8 @@ from mcf_mm.pruning.criteria.regular import SparseFFN, x_transformation
 from mcf_mm.pruning.find import find_classifier
 from mcf_mm.pruning.observers import ActivationObserver, Observer
 from mcf_mm.pruning.structure import Sizes, Structure, check_seed
-from mcf_mm.pruning.units import FFN, Unit
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import FFN
 
 METHODS = ('mcf', 'random', 'magnitude', 'activation')
 

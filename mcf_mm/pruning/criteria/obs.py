@@ -26,7 +26,8 @@ from mcf_mm.pruning.solves import (
 )
 from mcf_mm.pruning.structure import Sizes, Structure
 from mcf_mm.pruning.token_curve import RATIOS, best_with_tokens, measure_tokens
-from mcf_mm.pruning.units import Unit, Units
+from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import Units
 from mcf_mm.pruning.validation import (
     KEPT,
     best_ridge,
@@ -178,6 +179,13 @@ class OBS(Criterion):
             for kind in kinds.get(unit.name, ()):
                 loss.setdefault(unit.name, {})[kind] = cost(unit, kind).tolist()
         return Curves(loss, {'curves': 'predicted'})
+
+    def check_budget(self, kinds: Iterable[str]) -> None:
+        if 'tokens' in kinds and self.allocation == 'predicted':
+            raise ValueError(
+                "allocation='predicted' knows nothing of tokens, whose losses are measured: take "
+                "'measured', or leave tokens out"
+            )
 
     def plan(
         self,

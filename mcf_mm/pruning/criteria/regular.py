@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mcf_mm.pruning.structure import Sizes, Structure
-from mcf_mm.pruning.units import Unit
+from mcf_mm.pruning.unit import Unit
 
 
 def regular_sparsity(scores: Tensor, tiebreak: Tensor, kept: int) -> Tensor:
