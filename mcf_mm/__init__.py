@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mcf_mm.compat.mmcv_ops import install_operator_stand_in
+from mcf_mm.compat.onedl import quiet_onedl
 from mcf_mm.compat.transformers import tolerate_new_transformers
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _MODULES = {
 # imported, so they cannot wait for the registry.
 install_operator_stand_in()
 tolerate_new_transformers()
+quiet_onedl()
 
 
 def register() -> None:

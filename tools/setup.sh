@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Sets up an environment in the top folder of the checkout: mcf_mm (editable) with OpenMMLab, what
-# the demo and the tests need, at tested versions. Needs no compiler. Uses uv when it is there, else
-# venv and pip. Does nothing when all is set up already.
+# the demo and the tests need, at tested versions. Needs no compiler. Uses uv, which it installs into
+# the environment where it is missing, or pip if that fails. Does nothing when all is set up already.
 #
 #   bash tools/setup.sh                     .venv, with python3
 #   PYTHON=python3.12 bash tools/setup.sh   with another Python, 3.10 or newer
 #   bash tools/setup.sh --stack classic     .venv-classic, with python3.10 or PYTHON
 #
-# The current stack (about 30 s with uv, 2 min with pip) has the OpenMMLab packages that are
+# The current stack has the OpenMMLab packages that are
 # maintained, onedl-mmcv and so on, at the versions of tools/constraints.txt. The classic stack has
 # the original ones of 2024, with the torch and Python of their time, at the versions of
 # tools/constraints-classic.txt; it is larger (about 5 GB), and has an environment of its own
@@ -30,7 +30,8 @@ case "$*" in
         venv=.venv-classic
         constraints=tools/constraints-classic.txt
         # Without huggingface, which needs a newer torch, and onnx, which has been tested with a
-        # newer one only, nor search, which has been tested with a newer scipy. OpenMMLab is not an extra here: mcf_mm's mm brings the same import names.
+        # newer one only, nor search, which has been tested with a newer scipy. OpenMMLab is not an
+        # extra here: mcf_mm's mm brings the same import names.
         # torch and mmengine use setuptools without asking for it.
         packages=(-e '.[demo,test]' mmengine mmcv-lite mmdet mmpretrain setuptools)
         default_python=python3.10
@@ -82,6 +83,14 @@ else
     fi
 fi
 
+# It installs in seconds what takes pip minutes.
+if [[ -z $uv ]]; then
+    if [[ ! -x $venv/bin/uv ]]; then
+        $venv/bin/python -m pip install --quiet --disable-pip-version-check uv ||
+            say "uv cannot be installed, going on with pip, which takes longer"
+    fi
+    if [[ -x $venv/bin/uv ]]; then uv=$venv/bin/uv; fi
+fi
 if [[ -n $uv ]]; then
     say "installing with uv"
     uv pip install --python $venv/bin/python -c $constraints "${packages[@]}"

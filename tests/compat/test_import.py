@@ -25,11 +25,29 @@ assert mcf_mm.__version__ and set(mcf_mm.__all__) <= set(dir(mcf_mm))
 loaded = {{name.partition('.')[0] for name in set(sys.modules) - before}}
 assert not loaded & {set(HEAVY.split())}, loaded
 assert {{name for name in sys.modules if name.startswith('mcf_mm')}} == {{
-    'mcf_mm', 'mcf_mm.compat', 'mcf_mm.compat.mmcv_ops', 'mcf_mm.compat.transformers'
+    'mcf_mm', 'mcf_mm.compat', 'mcf_mm.compat.mmcv_ops', 'mcf_mm.compat.onedl',
+    'mcf_mm.compat.transformers'
 }}
 """
     done = run_python(code, options=('-W', 'error'))
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+def test_openmmlab_is_imported_without_noise():
+    code = 'import mcf_mm; mcf_mm.register(); import mmdet.datasets, mmpretrain.datasets'
+    done = run_python(code)
+    assert (done.returncode, done.stdout) == (0, ''), done.stderr
+    assert 'faster_coco_eval' not in done.stderr
+
+
+def test_what_else_a_quiet_module_prints_is_printed(tmp_path):
+    (tmp_path / 'mmpretrain').mkdir()
+    (tmp_path / 'mmpretrain/__init__.py').touch()
+    (tmp_path / 'mmpretrain/datasets.py').write_text(
+        'print("Could not import OneDL")\nprint("a data set is missing")\n'
+    )
+    done = run_python('import mcf_mm, mmpretrain.datasets', tmp_path)
+    assert (done.returncode, done.stdout) == (0, 'a data set is missing\n'), done.stderr
 
 
 def test_public_names():

@@ -1,9 +1,9 @@
 """Runs the main job on handwritten digits, on a CPU.
 
-Writes the data sets, trains a micro DeiT (mmpretrain), prunes it with MCF, trains YOLOS (mmdet) on
-the dense and on the pruned backbone, evaluates all four on a test split, prints one table and
-draws two pictures. What is complete is skipped, what was interrupted goes on where it was.
-Trainings that do not wait for each other run side by side, one processor core each.
+Writes the data sets, trains a micro DeiT (mmpretrain), prunes it in one shot and by MCF, trains
+YOLOS (mmdet) on the dense and on the pruned backbone. Each step ends with its figures on a test
+split; then come one table and two pictures. What is complete is skipped, what was interrupted goes
+on where it was. Steps that do not wait for each other run side by side, one processor core each.
 
     python tools/demo/main.py
 """
@@ -47,25 +47,25 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Trainings:
-    """Runs tools/train.py for the steps, each in a process of its own as a user would."""
+class Tools:
+    """Runs tools/train.py or tools/prune.py for the steps, each in a process as a user would."""
 
     def __init__(self, console: Console):
         self.console = console
         self.processes: list[subprocess.Popen] = []
 
     def run(self, step: demo.Step, wanted: str) -> None:
-        """Trains one step and shows how far it is.
+        """Runs one step and shows how far it is.
 
         Args:
             step: The step.
             wanted: Its fingerprint.
 
         Raises:
-            RuntimeError: The training failed; names its log.
+            RuntimeError: The tool failed; names its log.
         """
         resume = ['--resume'] if demo.begin(step, wanted) else []
-        command = [sys.executable, 'tools/train.py', f'configs/demo/{step.name}.py', *resume]
+        command = [sys.executable, *demo.command(step), *resume]
         OUT.mkdir(parents=True, exist_ok=True)
         path = OUT / f'{step.name}.log'
         process = subprocess.Popen(
@@ -89,18 +89,24 @@ class Trainings:
             process.terminate()
 
 
-def train_all(wanted: Mapping[str, str], console: Console, say: Callable[[str], None]) -> None:
-    """Trains what is not complete, each step as soon as those before it are.
+def run_all(
+    wanted: Mapping[str, str],
+    evaluation: demo.Evaluation,
+    console: Console,
+    say: Callable[[str], None],
+) -> None:
+    """Runs what is not complete, each step as soon as those before it are, and evaluates it.
 
     Args:
         wanted: Fingerprints by name of the step.
+        evaluation: Evaluates the steps.
         console: Where progress goes.
-        say: Announces a step.
+        say: Announces a step, and what came out.
 
     Raises:
         SystemExit: A step failed.
     """
-    trainings = Trainings(console)
+    tools = Tools(console)
     futures: dict[str, Future] = {}
 
     def work(number: int, step: demo.Step) -> None:
@@ -110,7 +116,9 @@ def train_all(wanted: Mapping[str, str], console: Console, say: Callable[[str], 
         state = ', complete already' if done else ''
         say(f'{number}/{len(demo.STEPS)} {step.title}{state}')
         if not done:
-            trainings.run(step, wanted[step.name])
+            tools.run(step, wanted[step.name])
+        task, column = step.network
+        say(f'{task}, {column}: {evaluation.of(step).line}')
 
     # One thread for each step, most of which only wait; at most two have all they need.
     with ThreadPoolExecutor(len(demo.STEPS)) as pool:
@@ -120,10 +128,10 @@ def train_all(wanted: Mapping[str, str], console: Console, say: Callable[[str], 
             for future in as_completed(futures.values()):
                 future.result()
         except (RuntimeError, OSError) as error:
-            trainings.stop()
+            tools.stop()
             sys.exit(f'demo: {error}')
         except KeyboardInterrupt:
-            trainings.stop()
+            tools.stop()
             raise
 
 
@@ -139,16 +147,15 @@ def main() -> None:
     say('write the digits')
     write_digits(DATA, DigitsSettings())
     data = (DATA / MANIFEST).read_text()
-    configs: dict[str, Config] = {
-        step.name: load_config(f'configs/demo/{step.name}.py') for step in demo.STEPS
-    }
+    configs: dict[str, Config] = {step.name: load_config(step.config_file) for step in demo.STEPS}
     wanted = {step.name: demo.fingerprint(configs, step.name, data) for step in demo.STEPS}
-    train_all(wanted, console, say)
-    say('evaluate on the test split')
     everything = ' '.join(wanted.values())
     results = demo.read_results(OUT / 'results.json', everything)
-    if results is None:
-        results = demo.report(configs, OUT, everything)
+    if results is None or not all(demo.is_done(step, wanted[step.name]) for step in demo.STEPS):
+        evaluation = demo.Evaluation(configs, OUT)
+        run_all(wanted, evaluation, console, say)
+        say('time the networks')
+        results = evaluation.report(everything)
     say('done')
     console.print(demo.results_table(results))
     console.print(f'pictures: {OUT / "kept_sizes.png"}, {OUT / "detections.png"}')

@@ -6,9 +6,10 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from digits import CLASSES
@@ -16,7 +17,6 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from rich.table import Table
-from torch import nn
 
 from mcf_mm.analysis.complexity import count_complexity
 from mcf_mm.analysis.plots import plot_detections, plot_kept_sizes
@@ -27,51 +27,77 @@ from mcf_mm.pruning import find_units
 
 MARKER = 'demo.json'
 NUM_PICTURES = 8
+#: As many parameters as MCF leaves at p = 0.4; a test counts them.
+ONE_SHOT_BUDGET = 'params=145734'
 
 
 @dataclass(frozen=True)
 class Step:
-    """One training run of the demo.
+    """One run of a tool.
 
     Args:
-        name: Stem of its config; its files are in ``work_dirs/<name>``.
+        name: Its files are in ``work_dirs/<name>``.
         title: What it does, for the user.
+        network: What comes out: a row of the table and its column.
         result: File that it leaves in its folder at the end.
         after: Steps whose results it starts from.
+        config: Stem of its config. Defaults to the name.
+        prune: Options of ``tools/prune.py``, which prunes the result of the step before. None: it
+            is trained.
     """
 
     name: str
     title: str
+    network: tuple[str, str]
     result: str
     after: tuple[str, ...] = ()
+    config: str = ''
+    prune: tuple[str, ...] | None = None
 
     @property
     def work_dir(self) -> Path:
         """Folder of its logs and checkpoints."""
         return Path('work_dirs') / self.name
 
+    @property
+    def config_file(self) -> str:
+        """Its config, seen from the top folder of the checkout."""
+        return f'configs/demo/{self.config or self.name}.py'
 
-STEPS = (
-    Step('deit-micro_digits', 'train the dense classifier', 'epoch_14.pth'),
-    Step(
-        'mcf_deit-micro_digits',
-        'prune it and recover',
-        'slim.safetensors',
-        ('deit-micro_digits',),
-    ),
-    Step(
-        'yolos_deit-micro_digits',
-        'train the detector on the dense backbone',
-        'epoch_5.pth',
-        ('deit-micro_digits',),
-    ),
-    Step(
-        'yolos_mcf-deit-micro_digits',
-        'train the detector on the pruned backbone',
-        'epoch_5.pth',
-        ('mcf_deit-micro_digits',),
-    ),
+
+DENSE = Step('deit-micro_digits', 'train the classifier', ('classifier', 'dense'), 'epoch_14.pth')
+ONE_SHOT = Step(
+    'one-shot_deit-micro_digits',
+    'prune it in one shot, without training',
+    ('classifier', 'one shot'),
+    'slim.safetensors',
+    (DENSE.name,),
+    config=DENSE.name,
+    prune=('--budget', ONE_SHOT_BUDGET),
 )
+MCF = Step(
+    'mcf_deit-micro_digits',
+    'prune it by MCF in a training run and recover',
+    ('classifier', 'MCF'),
+    'slim.safetensors',
+    (DENSE.name,),
+)
+YOLOS = Step(
+    'yolos_deit-micro_digits',
+    'train the detector on the dense backbone',
+    ('detector', 'dense'),
+    'epoch_5.pth',
+    # It does not need the second, but two cores have enough to do.
+    (DENSE.name, ONE_SHOT.name),
+)
+YOLOS_MCF = Step(
+    'yolos_mcf-deit-micro_digits',
+    'train the detector on the backbone pruned by MCF',
+    ('detector', 'MCF'),
+    'epoch_5.pth',
+    (MCF.name,),
+)
+STEPS = (DENSE, ONE_SHOT, MCF, YOLOS, YOLOS_MCF)
 
 
 @dataclass(frozen=True)
@@ -82,18 +108,30 @@ class Figures:
         metrics: Top-1 in percent, or AP and AP50 from 0 to 1, by name.
         params: Number of parameters.
         macs: Multiply-accumulate operations for one image.
-        images_per_second: At a batch of 64 on this machine.
+        images_per_second: At a batch of 64 on this machine; None before it is measured.
     """
 
     metrics: dict[str, float]
     params: int
     macs: int
-    images_per_second: float
+    images_per_second: float | None = None
+
+    @property
+    def line(self) -> str:
+        """The figures in one line, for the user."""
+        metrics = [f'{name} {shown(name, value)}' for name, value in self.metrics.items()]
+        cost = f'{self.params:,} parameters, {self.macs / 1e6:.2f} M MACs'
+        return f'{", ".join(metrics)}, {cost}'
+
+
+def shown(metric: str, value: float) -> str:
+    """A metric as the table has it."""
+    return f'{value:.1f} %' if metric == 'top-1' else f'{value:.3f}'
 
 
 @dataclass(frozen=True)
 class Results:
-    """The whole outcome, ``dense`` and ``pruned``, of the classifier and the detector."""
+    """The whole outcome by column of the table, of the classifier and the detector."""
 
     classifier: dict[str, Figures]
     detector: dict[str, Figures]
@@ -104,9 +142,9 @@ class Results:
         problems = []
         if top1['dense'] < 93:
             problems.append(f'top-1 of the dense network is {top1["dense"]:.1f}, below 93')
-        if top1['pruned'] < top1['dense'] - 1.5:
-            lost = top1['dense'] - top1['pruned']
-            problems.append(f'pruning costs {lost:.1f} points of top-1, more than 1.5')
+        if top1['MCF'] < top1['dense'] - 1.5:
+            lost = top1['dense'] - top1['MCF']
+            problems.append(f'MCF costs {lost:.1f} points of top-1, more than 1.5')
         for name, figures in self.detector.items():
             if figures.metrics['AP50'] < 0.3:
                 ap50 = figures.metrics['AP50']
@@ -123,9 +161,20 @@ def fingerprint(configs: Mapping[str, Config], name: str, data: str) -> str:
         data: What identifies the data set.
     """
     step = next(step for step in STEPS if step.name == name)
-    parts = [json.dumps(configs[name].to_dict(), sort_keys=True, default=str), data]
+    settings = [configs[name].to_dict(), step.prune]
+    parts = [json.dumps(settings, sort_keys=True, default=str), data]
     parts += [fingerprint(configs, before, data) for before in step.after]
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+
+
+def command(step: Step) -> list[str]:
+    """What runs a step: a script of ``tools/`` and its arguments, without ``--resume``."""
+    if step.prune is None:
+        return ['tools/train.py', step.config_file]
+    before = next(other for other in STEPS if other.name == step.after[0])
+    checkpoint = before.work_dir / before.result
+    places = [step.config_file, str(checkpoint), '--out', str(step.work_dir)]
+    return ['tools/prune.py', *places, *step.prune]
 
 
 def is_done(step: Step, wanted: str) -> bool:
@@ -186,43 +235,71 @@ def read_results(path: Path, wanted: str) -> Results | None:
     )
 
 
-def report(configs: Mapping[str, Config], out_dir: Path, wanted: str) -> Results:
-    """Evaluates the four networks on the test split, times them and draws the pictures.
+class Evaluation:
+    """Evaluates the results of steps on the test split, each once.
 
     Args:
         configs: Configs of all steps by name.
-        out_dir: Folder for ``kept_sizes.png``, ``detections.png`` and ``results.json``.
-        wanted: Fingerprint of the whole, kept in ``results.json``.
-
-    Returns:
-        The results.
+        out_dir: Folder for logs, pictures and ``results.json``.
     """
-    dense, mcf, yolos, yolos_mcf = STEPS
-    slim = Config.fromfile(mcf.work_dir / 'slim.py')
-    networks = {
-        'classifier': {'dense': (configs[dense.name], dense), 'pruned': (slim, mcf)},
-        'detector': {
-            'dense': (configs[yolos.name], yolos),
-            'pruned': (configs[yolos_mcf.name], yolos_mcf),
-        },
-    }
-    figures: dict[str, dict[str, Figures]] = {}
-    for task, pair in networks.items():
-        runners = {name: _test(config, step, out_dir) for name, (config, step) in pair.items()}
-        models = {name: runner.model for name, (runner, _) in runners.items()}
-        shape = input_shape(pair['dense'][0])
-        speeds = measure_throughput(models, (3, *shape))
-        figures[task] = {}
-        for name, (_, metrics) in runners.items():
-            cost = count_complexity(models[name], shape)
-            figures[task][name] = Figures(metrics, cost.params, cost.macs, speeds[name])
-        if task == 'classifier':
-            _plot_sizes(out_dir, models)
-        else:
-            _plot_scenes(out_dir, {name: runner for name, (runner, _) in runners.items()})
-    results = Results(**figures)
-    _write_json(out_dir / 'results.json', dict(fingerprint=wanted, **asdict(results)))
-    return results
+
+    def __init__(self, configs: Mapping[str, Config], out_dir: Path):
+        self.configs = configs
+        self.out_dir = out_dir
+        self.runners: dict[str, Runner] = {}
+        self.figures: dict[str, Figures] = {}
+        # Steps that run side by side may end together; MMEngine's registries are global.
+        self.lock = Lock()
+
+    def of(self, step: Step) -> Figures:
+        """Figures of a step's result, without speed."""
+        with self.lock:
+            if step.name not in self.figures:
+                config = self._config(step)
+                runner = Runner.from_cfg(config)
+                metrics = runner.test()
+                metrics = {METRICS[key]: metrics[key] for key in METRICS if key in metrics}
+                cost = count_complexity(runner.model, input_shape(config))
+                self.runners[step.name] = runner
+                self.figures[step.name] = Figures(metrics, cost.params, cost.macs)
+            return self.figures[step.name]
+
+    def _config(self, step: Step) -> Config:
+        # What is pruned has written a config of its own; a detector names it as its backbone.
+        slim = step.work_dir / 'slim.py'
+        config = Config.fromfile(slim) if slim.is_file() else self.configs[step.name].copy()
+        config.load_from = str(step.work_dir / step.result)
+        config.work_dir = str(self.out_dir / 'logs' / step.name)
+        config.resume = False
+        config.log_level = 'WARNING'
+        # The runs share a process, and with it MMEngine's global instances: they need own names.
+        config.experiment_name = f'test_{step.name}'
+        return config
+
+    def report(self, wanted: str) -> Results:
+        """Times all networks, draws the pictures and writes ``results.json``.
+
+        Args:
+            wanted: Fingerprint of the whole, kept in ``results.json``.
+        """
+        figures: dict[str, dict[str, Figures]] = {'classifier': {}, 'detector': {}}
+        for task in figures:
+            steps = {step.network[1]: step for step in STEPS if step.network[0] == task}
+            plain = {column: self.of(step) for column, step in steps.items()}
+            models = {column: self.runners[step.name].model for column, step in steps.items()}
+            speeds = measure_throughput(models, (3, *input_shape(self.configs[DENSE.name])))
+            for column, row in plain.items():
+                figures[task][column] = replace(row, images_per_second=speeds[column])
+            if task == 'classifier':
+                sizes = [find_units(models[column]).sizes for column in ('MCF', 'dense')]
+                plot_kept_sizes(self.out_dir / 'kept_sizes.png', *sizes)
+        _plot_scenes(
+            self.out_dir,
+            {step.network[1]: self.runners[step.name] for step in (YOLOS, YOLOS_MCF)},
+        )
+        results = Results(**figures)
+        _write_json(self.out_dir / 'results.json', dict(fingerprint=wanted, **asdict(results)))
+        return results
 
 
 METRICS = {
@@ -230,24 +307,6 @@ METRICS = {
     'coco/bbox_mAP': 'AP',
     'coco/bbox_mAP_50': 'AP50',
 }
-
-
-def _test(config: Config, step: Step, out_dir: Path) -> tuple[Runner, dict[str, float]]:
-    """Evaluates a step's result; the metrics go by the names of the table."""
-    config = config.copy()
-    config.load_from = str(step.work_dir / step.result)
-    config.work_dir = str(out_dir / 'logs' / step.name)
-    config.resume = False
-    # The runs share a process, and with it MMEngine's global instances: they need own names.
-    config.experiment_name = f'test_{step.name}'
-    runner = Runner.from_cfg(config)
-    metrics = runner.test()
-    return runner, {METRICS[key]: value for key, value in metrics.items() if key in METRICS}
-
-
-def _plot_sizes(out_dir: Path, models: Mapping[str, nn.Module]) -> None:
-    full, sizes = (find_units(models[name]).sizes for name in ('dense', 'pruned'))
-    plot_kept_sizes(out_dir / 'kept_sizes.png', sizes, full)
 
 
 def _plot_scenes(out_dir: Path, runners: Mapping[str, Runner]) -> None:
@@ -265,26 +324,31 @@ def _plot_scenes(out_dir: Path, runners: Mapping[str, Runner]) -> None:
     plot_detections(out_dir / 'detections.png', images, predictions, CLASSES)
 
 
+COLUMNS = ('dense', 'one shot', 'MCF')
+LIMITS = {'top-1': '>= 93; MCF at most 1.5 less', 'AP50': '>= 0.30'}
+
+
 def results_table(results: Results) -> Table:
     """The one table of the demo, with its limits."""
-    limits = {'top-1': '>= 93; pruned at most 1.5 less', 'AP50': '>= 0.30'}
-    table = Table(title='Digits: MCF with p = 0.4')
-    for column in ('', 'dense', 'pruned'):
+    table = Table(title='Digits, pruned to as many parameters as MCF leaves at p = 0.4')
+    for column in ('', *COLUMNS):
         table.add_column(column, justify='right' if column else 'left')
     table.add_column('limit')
-    for task, networks in asdict(results).items():
-        dense, pruned = networks['dense'], networks['pruned']
-        rows: list[tuple[str, Sequence[str]]] = []
-        for metric in dense['metrics']:
-            style = '{:.1f} %' if metric == 'top-1' else '{:.3f}'
-            rows.append((metric, [style.format(n['metrics'][metric]) for n in (dense, pruned)]))
-        rows.append(('params', [f'{n["params"]:,}' for n in (dense, pruned)]))
-        rows.append(('MACs', [f'{n["macs"] / 1e6:.2f} M' for n in (dense, pruned)]))
-        speeds = [f'{n["images_per_second"]:,.0f}' for n in (dense, pruned)]
-        rows.append(('images/s', speeds))
-        for index, (title, cells) in enumerate(rows):
-            last = index + 1 == len(rows)
-            table.add_row(f'{task} {title}', *cells, limits.get(title, ''), end_section=last)
+    for task, networks in (
+        ('classifier', results.classifier),
+        ('detector', results.detector),
+    ):
+        rows = {
+            metric: {name: shown(metric, own.metrics[metric]) for name, own in networks.items()}
+            for metric in networks['dense'].metrics
+        }
+        rows['params'] = {name: f'{own.params:,}' for name, own in networks.items()}
+        rows['MACs'] = {name: f'{own.macs / 1e6:.2f} M' for name, own in networks.items()}
+        rows['images/s'] = {name: f'{own.images_per_second:,.0f}' for name, own in networks.items()}
+        for title, cells in rows.items():
+            shown_cells = [cells.get(column, '') for column in COLUMNS]
+            last = title == 'images/s'
+            table.add_row(f'{task} {title}', *shown_cells, LIMITS.get(title, ''), end_section=last)
     return table
 
 
