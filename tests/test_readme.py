@@ -1,4 +1,4 @@
-"""What the README promises is what a test checks: each sentence of that kind names its tests."""
+"""What README and pages promise is what a test checks: such a sentence names its tests."""
 
 import ast
 import re
@@ -28,9 +28,32 @@ PROMISES = {
         'weights/test_convert_libraries.py::test_slim_networks_there_and_back',
         'weights/test_convert_yolos.py::test_there_and_back_gives_the_same_bits',
     ],
-    'A neck or head made for other widths or strides is refused': [
+    'others are refused before training, as widths are': [
         'models/test_widths.py::test_before_training',
         'models/test_strides.py::test_before_training',
+    ],
+    'always the one that costs least when all others are solved anew': [
+        'pruning/test_solves.py',
+    ],
+    'the class token always, and the rest becomes one token': [
+        'pruning/test_tokens.py',
+    ],
+    'An image is never looked at beside others': [
+        'pruning/test_tokens.py',
+    ],
+    'which may drop patches and never a detection token': [
+        'pruning/test_tokens_yolos.py::test_yolos_keeps_all_detection_tokens_however_many_tokens_go',
+    ],
+    'With the same weights, logits and boxes are those of transformers': [
+        'weights/test_convert_yolos.py',
+    ],
+    'Logits and boxes are those of transformers': [
+        'weights/test_convert_yolos.py',
+    ],
+    'a damaged image, a wrong box or category': [
+        'datasets/test_coco.py',
+        'engine/test_bad_input.py',
+        'weights/test_check.py',
     ],
     'Every tool compares each name and shape of a checkpoint': [
         'weights/test_check.py',
@@ -57,9 +80,19 @@ PROMISES = {
 }
 
 
+#: The README and the pages that it leads to.
+PAGES = [
+    ROOT / 'README.md',
+    ROOT / 'CONTRIBUTING.md',
+    ROOT / 'configs/README.md',
+    *sorted((ROOT / 'configs').glob('*/README.md')),
+]
+
+
 def sentences() -> list[str]:
-    """Sentences of the README outside code and tables."""
-    text = re.sub(r'```.*?```', '', (ROOT / 'README.md').read_text(), flags=re.DOTALL)
+    """Sentences of the pages outside code and tables."""
+    text = '\n\n'.join(page.read_text(encoding='utf-8') for page in PAGES)
+    text = re.sub(r'```.*?```', '', text, flags=re.DOTALL)
     found = []
     for paragraph in re.split(r'\n\n|\n(?=- )', text):
         if not paragraph.lstrip().startswith('|'):
@@ -78,13 +111,29 @@ def test_every_promise_has_its_tests():
 
 @pytest.mark.parametrize('promise', PROMISES)
 def test_the_tests_of_a_promise_exist(promise):
-    assert any(promise in sentence for sentence in sentences()), 'the README says it no more'
+    assert any(promise in sentence for sentence in sentences()), 'no page says it any more'
     for test in PROMISES[promise]:
         path, _, name = test.partition('::')
         tree = ast.parse((ROOT / 'tests' / path).read_text())
         names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
         assert any(other.startswith('test_') for other in names)
         assert not name or name in names, test
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_what_is_there(page):
+    text = re.sub(r'```.*?```', '', page.read_text(encoding='utf-8'), flags=re.DOTALL)
+    for link in re.findall(r'\]\(([^)\s]+)\)', text):
+        path, _, anchor = link.partition('#')
+        if '://' in path:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), f'{link}: no such file'
+        if anchor:
+            titles = re.findall(r'^#+ (.*)$', target.read_text(encoding='utf-8'), re.MULTILINE)
+            # As GitHub names them.
+            anchors = [re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles]
+            assert anchor in anchors, f'{link}: no such heading'
 
 
 def test_tables_are_as_the_files_of_results_say():
