@@ -8,7 +8,13 @@ from torch import Tensor
 
 from mcf_mm.pruning.observers import CalibrationError, Observer
 from mcf_mm.pruning.solves import RIDGE
-from mcf_mm.pruning.streams import MOMENT_TOKENS, Tokens, gather, sum_over_processes
+from mcf_mm.pruning.streams import (
+    MOMENT_TOKENS,
+    Tokens,
+    finite_images,
+    gather,
+    sum_over_processes,
+)
 from mcf_mm.pruning.unit import Unit
 
 #: Share of the moments that weighs tokens by how the loss feels them (ours); the rest of the
@@ -28,8 +34,9 @@ class Moments:
             token, the sum over tokens, the mean over images; double ``(O, O)``. None without
             gradients.
         tokens: How many tokens were taken.
-        halves: The same of every other image, and of the images between: what is solved on one
-            half is judged on the other. None where it was read from a file.
+        halves: The same of every other image, and of the images between, in single precision to
+            save memory: what is solved on one half is judged on the other. None where it was read
+            from a file.
         ridge: Ridge term of solves, see :func:`~mcf_mm.pruning.solves.regularise`.
     """
 
@@ -38,6 +45,11 @@ class Moments:
     tokens: int
     ridge: float = RIDGE
     halves: 'tuple[Moments, Moments] | None' = None
+
+    def double(self) -> 'Moments':
+        """A half in double precision, for solves."""
+        metric = None if self.metric is None else self.metric.double()
+        return Moments(self.second.double(), metric, self.tokens, self.ridge)
 
     @property
     def mean(self) -> Tensor:
@@ -121,7 +133,7 @@ class MomentObserver(Observer):
 
     def _look(self, x: Tensor) -> None:
         values, counted = self.tokens.split(self.unit, x)  # (B, N, I)
-        self.finite = values.flatten(1).isfinite().all(1)
+        self.finite = finite_images(values)
         chosen, share = sample_tokens(values, counted)
         values = take(values, chosen)
         values = torch.cat((values, values.new_ones(*values.shape[:2], 1)), 2)
@@ -147,7 +159,7 @@ class MomentObserver(Observer):
         grad, counted = self.tokens.split(self.unit, grad)
         if counted is not None:
             grad = grad * counted[..., None]
-        self.finite &= grad.flatten(1).isfinite().all(1)
+        self.finite &= finite_images(grad)
         values, chosen, share = self.kept
         felt = grad.square().sum(2)
         if chosen is not None:
@@ -176,23 +188,23 @@ class MomentObserver(Observer):
 
     def result(self) -> Moments:
         require_images(self)
-        one, other = self.halves
+        # The sums are the largest thing in memory: they go as the results come.
+        (one, other), self.halves = self.halves, []
         whole = Sums(
             one.second + other.second,
             one.metric + other.metric,
             one.images + other.images,
             one.tokens + other.tokens,
         )
-        halves = None
+        moments = self._moments(whole).double()
         if one.images and other.images:
-            halves = tuple(self._moments(half) for half in self.halves)
-        moments = self._moments(whole)
-        moments.halves = halves
+            moments.halves = self._moments(one), self._moments(other)
         return moments
 
     def _moments(self, sums: 'Sums') -> Moments:
-        metric = rounded(sums.metric / sums.images) if self.needs_gradients else None
-        return Moments(rounded(sums.second / sums.second[-1, -1]), metric, sums.tokens)
+        """In single precision, so that what is read from a file is what was written."""
+        metric = (sums.metric / sums.images).float() if self.needs_gradients else None
+        return Moments((sums.second / sums.second[-1, -1]).float(), metric, sums.tokens)
 
 
 @dataclass
@@ -214,11 +226,6 @@ def weighted_moments(values: Tensor, share: Tensor) -> Tensor:
     """Second moments of ``(B, N, I)`` with weights ``(B, N)``: double ``(I, I)``, a sum."""
     flat = (values * share.sqrt()[..., None]).flatten(0, 1)
     return (flat.T @ flat).double()
-
-
-def rounded(values: Tensor) -> Tensor:
-    """Doubles that float32 holds, so that what is read from a file is what was written."""
-    return values.float().double()
 
 
 def require_images(observer: Observer) -> None:

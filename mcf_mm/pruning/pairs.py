@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mcf_mm.pruning.moments import require_images, rounded
+from mcf_mm.pruning.moments import require_images
 from mcf_mm.pruning.observers import Observer
-from mcf_mm.pruning.streams import Tokens, gather, sum_over_processes
+from mcf_mm.pruning.streams import Tokens, finite_images, gather, sum_over_processes
 from mcf_mm.pruning.units import Attention
 
 #: Share of the second moments of queries and keys in how much their directions matter (ours): the
@@ -95,7 +95,7 @@ class PairObserver(Observer):
         for place, part in enumerate((query, key)):
             part = self._by_head(part)
             if place == 0:
-                self.finite = part.flatten(1).isfinite().all(1)
+                self.finite = finite_images(part)
             for half, own in enumerate(self.halves):
                 own[0] += len(part[half::2]) * (place == 0)
                 own[1 + place] += _outer(part[half::2].flatten(0, 1).transpose(0, 1))
@@ -103,7 +103,7 @@ class PairObserver(Observer):
     def _feel(self, queries: Tensor, grad: Tensor) -> None:
         grad = self._by_head(grad[..., : self.unit.count('qk')])
         felt = queries.permute(0, 2, 3, 1) @ grad.transpose(1, 2)  # D, (B, heads, d, d)
-        self.finite &= felt.flatten(1).isfinite().all(1)
+        self.finite &= finite_images(felt)
         for half, own in enumerate(self.halves):
             part = felt[half::2]
             own[3] += (part @ part.mT).sum(0).double()
@@ -152,3 +152,8 @@ def _traces(values: Tensor) -> Tensor:
 def _outer(values: Tensor) -> Tensor:
     """Second moments of ``(heads, N, d)``: double ``(heads, d, d)``, a sum."""
     return (values.mT @ values).double()
+
+
+def rounded(values: Tensor) -> Tensor:
+    """Doubles that float32 holds, so that what is read from a file is what was written."""
+    return values.float().double()

@@ -32,6 +32,13 @@ def regularise(moments: Tensor, ridge: float = RIDGE) -> Tensor:
     return moments
 
 
+def inverse_of(moments: Tensor) -> Tensor:
+    """Inverse of regularised moments, which are symmetric and positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(moments)
+    # Rounding can leave an eigenvalue below zero where the ridge term is tiny.
+    return torch.linalg.inv(moments) if failed else torch.cholesky_inverse(factor)
+
+
 def solve_kept(weight: Tensor, moments: Tensor, kept: Tensor, ridge: float = RIDGE) -> Tensor:
     """Weights of the kept inputs that come closest to what all inputs gave (least squares).
 
@@ -96,7 +103,7 @@ def removal_order(
             that are left, the constant last, and their updated weights. Defaults to None.
     """
     number = weight.shape[1] - 1
-    inverse = torch.linalg.inv(regularise(moments, ridge))
+    inverse = inverse_of(regularise(moments, ridge))
     weight = weight.clone()
     metric = torch.eye(len(weight)).to(weight) if metric is None else metric
     alive = torch.arange(number + 1, device=weight.device)
@@ -143,16 +150,34 @@ def removal_order(
     return RemovalOrder(torch.tensor(order), total)
 
 
-def quadratic_error(change: Tensor, moments: Tensor, metric: Tensor | None = None) -> float:
-    """``E d^T G d`` of a change of the output: ``tr(G D M D^T)``.
+class Judge:
+    """The loss of solutions for some inputs, by the moments of some images.
+
+    ``tr(G D M D^T)``, D the change of weights and bias, taken apart: a solution for K inputs takes
+    K^2 products for each output and not I^2.
 
     Args:
-        change: D, of weights and bias, double ``(O, I + 1)``.
+        weight: Weights and bias W of the dense layer, double ``(O, I + 1)``.
         moments: M, ``(I + 1, I + 1)``.
         metric: G, ``(O, O)``; None for the identity. Defaults to None.
     """
-    felt = change if metric is None else metric @ change
-    return float(((change @ moments) * felt).sum())
+
+    def __init__(self, weight: Tensor, moments: Tensor, metric: Tensor | None = None):
+        self.moments, self.metric = moments, metric
+        # Sums of floats are not symmetric to the last bit, and the loss is a small difference.
+        self.given = weight @ (moments + moments.T) / 2  # W M
+        self.full = float((self.given * self._felt(weight)).sum())
+
+    def _felt(self, weight: Tensor) -> Tensor:
+        return weight if self.metric is None else self.metric @ weight
+
+    def __call__(self, solved: Tensor, kept: Tensor) -> float:
+        """The loss of weights and bias ``(O, K + 1)`` for the kept inputs, ``(K,)``."""
+        index = torch.cat((kept, kept.new_tensor([len(self.moments) - 1])))
+        own = self.moments[index][:, index]
+        inner = solved @ own - 2 * self.given[:, index]
+        # Rounding may leave a little less than nothing.
+        return max(0.0, self.full + float((inner * self._felt(solved)).sum()))
 
 
 def group_removal_order(
@@ -181,7 +206,7 @@ def group_removal_order(
     while alive:
         kept = torch.cat([torch.arange(g * size, (g + 1) * size) for g in alive])
         kept = torch.cat((kept, torch.tensor([len(moments) - 1]))).to(moments.device)
-        own = torch.linalg.inv(moments[kept][:, kept])
+        own = inverse_of(moments[kept][:, kept])
         solved = weight @ moments[:, kept] @ own
         blocks = own[:-1, :-1].unflatten(0, (-1, size)).unflatten(2, (-1, size))
         inner = torch.linalg.inv(torch.stack([blocks[g, :, g] for g in range(len(alive))]))

@@ -91,6 +91,15 @@ def moment_tokens(number: int) -> slice | list[int]:
     return [place * number // MOMENT_TOKENS for place in range(MOMENT_TOKENS)]
 
 
+def finite_images(values: Tensor) -> Tensor:
+    """Which images have finite values alone: bool ``(B,)`` for ``(B, ...)``."""
+    values = values.flatten(1)
+    # A sum is one fast pass, and finite only if all values are.
+    if values.device.type == 'cpu' and values.sum(1).isfinite().all():
+        return torch.ones(len(values), dtype=torch.bool)
+    return values.isfinite().all(1)
+
+
 class Rows:
     """A tensor that grows by rows, ``(S, ...)``.
 

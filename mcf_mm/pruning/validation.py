@@ -14,10 +14,10 @@ from mcf_mm.pruning.moments import Moments
 from mcf_mm.pruning.pairs import Pairs
 from mcf_mm.pruning.solves import (
     RIDGE,
+    Judge,
     RemovalOrder,
     group_removal_order,
     pair_bases,
-    quadratic_error,
     removal_order,
     solve_kept,
     value_basis,
@@ -39,22 +39,17 @@ def best_ridge(weight: Tensor, halves: tuple[Moments, Moments], kept: Tensor) ->
         halves: Moments of both.
         kept: Inputs that stay.
     """
+    pairs = [(one, judge(weight, other)) for one, other in (halves, halves[::-1])]
 
     def error(ridge: float) -> float:
-        return sum(
-            judged(weight, solve_kept(weight, one.second, kept, ridge), kept, other)
-            for one, other in (halves, halves[::-1])
-        )
+        return sum(own(solve_kept(weight, one.second, kept, ridge), kept) for one, own in pairs)
 
     return min(RIDGES, key=error)
 
 
-def judged(weight: Tensor, solved: Tensor, kept: Tensor, moments: Moments) -> float:
-    """The loss of weights and bias ``(O, K + 1)`` for the kept inputs, on some images."""
-    change = -weight
-    index = torch.cat((kept, kept.new_tensor([weight.shape[1] - 1])))
-    change[:, index] += solved
-    return quadratic_error(change, moments.second, moments.metric)
+def judge(weight: Tensor, moments: Moments) -> Judge:
+    """What tells the loss of solutions on some images, see :class:`Judge`."""
+    return Judge(weight, moments.second, moments.metric)
 
 
 def judged_removal(weight: Tensor, halves: tuple[Moments, Moments]) -> tuple[RemovalOrder, Tensor]:
@@ -64,12 +59,12 @@ def judged_removal(weight: Tensor, halves: tuple[Moments, Moments]) -> tuple[Rem
         The order, and the loss when n inputs have gone, ``(I + 1,)``.
     """
     one, other = halves
-    every = max(1, (weight.shape[1] - 1) // LOOKS)
+    every, own = max(1, (weight.shape[1] - 1) // LOOKS), judge(weight, other)
     judged_at: dict[int, float] = {}
 
     def look(number: int, alive: Tensor, solved: Tensor) -> None:
         if number >= len(judged_at) * every:
-            judged_at[number] = judged(weight, solved, alive[:-1], other)
+            judged_at[number] = own(solved, alive[:-1])
 
     order = removal_order(weight, one.second, one.metric, RIDGES[1], look=look)
     return order, _curve(order.cost, judged_at)
@@ -83,13 +78,13 @@ def judged_groups(weight: Tensor, halves: tuple[Moments, Moments], groups: int) 
     """
     one, other = halves
     order = group_removal_order(weight, one.second, one.metric, groups, RIDGES[1])
-    size = (weight.shape[1] - 1) // groups
+    size, own = (weight.shape[1] - 1) // groups, judge(weight, other)
     judged_at = {}
     for number in range(1, groups):
         stay = order.kept(groups - number)
         kept = (stay[:, None] * size + torch.arange(size)).flatten().to(weight.device)
         solved = solve_kept(weight, one.second, kept, RIDGES[1])
-        judged_at[number] = judged(weight, solved, kept, other)
+        judged_at[number] = own(solved, kept)
     return _curve(order.cost, judged_at)
 
 
@@ -116,12 +111,12 @@ def judged_values(weight: Tensor, halves: tuple[Moments, Moments], heads: int) -
     back = torch.block_diag(*(basis.back for basis in bases), constant)
     turned = weight @ back
     one, other = (Moments(into @ m.second @ into.T, m.metric, m.tokens) for m in halves)
-    judged_at = {}
+    judged_at, loss = {}, judge(turned, other)
     for number in _numbers(channels):
         first = torch.arange(channels - number, device=weight.device)
         kept = (torch.arange(heads, device=weight.device)[:, None] * channels + first).flatten()
         solved = solve_kept(turned, one.second, kept, RIDGES[1])
-        judged_at[number] = judged(turned, solved, kept, other)
+        judged_at[number] = loss(solved, kept)
     return _curve(sum(basis.cost for basis in bases), judged_at)
 
 

@@ -71,11 +71,12 @@ def layer_of(unit, kind):
 def check_halves(found, model, layer, batches, counted):
     """The first half is of every other image of each batch."""
     numbers = [sum(len(batch[half::2]) for batch in batches) for half in (0, 1)]
+    halves = [half.double() for half in found.halves]
     for name in ('second', 'metric'):
-        parts = [getattr(half, name) * own for half, own in zip(found.halves, numbers, strict=True)]
+        parts = [getattr(half, name) * own for half, own in zip(halves, numbers, strict=True)]
         close(sum(parts) / sum(numbers), getattr(found, name), 1e-6)
     if counted is None and batches[0].shape[1] < MOMENT_TOKENS:
-        for half, own in enumerate(found.halves):
+        for half, own in enumerate(halves):
             plain, felt, metric = by_hand(
                 model, layer, torch.cat([batch[half::2] for batch in batches])
             )

@@ -14,7 +14,7 @@ from mcf_mm.pruning.pairs import Pairs
 from mcf_mm.pruning.validation import (
     RIDGES,
     best_ridge,
-    judged,
+    judge,
     judged_groups,
     judged_pairs,
     judged_removal,
@@ -111,7 +111,7 @@ def test_a_solution_is_judged_by_the_error_on_the_images(felt):
         solved = torch.from_numpy(full[:, [*kept, 9]])
         index = torch.tensor(kept, dtype=torch.long)
         for half in (one, other):
-            found = judged(torch.from_numpy(weight), solved, index, half.moments)
+            found = judge(torch.from_numpy(weight), half.moments)(solved, index)
             assert found == pytest.approx(half.error(full - weight), rel=1e-9)
 
 

@@ -32,7 +32,7 @@ RESULTS = ROOT / 'configs/detectors/results/box_detectors.json'
 CLASSIFIER = ROOT / 'configs/mcf/deit-tiny_imagenet-samples.py'
 DENSE = 'checkpoints/deit_tiny_in1k.safetensors'
 MCF = ['--ratio', '0.4', '--method', 'mcf', '--compensation', 'least_squares']
-HEAL = ['--heal', 'epochs=18,lr=1e-4,bf16=True,folder=data/tiny_imagenet/train']
+HEAL = ['--heal', 'epochs=18,lr=3e-5,bf16=True,folder=data/tiny_imagenet/train']
 #: Title and options of tools/prune.py of each backbone; all pruned ones have 3.869 M parameters.
 BACKBONES = {
     'dense': ('dense', None),

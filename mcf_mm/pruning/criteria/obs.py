@@ -122,6 +122,8 @@ class OBS(Criterion):
         moments = seen.moments(unit, place)
         weight = augmented(dict(unit.consumers())[place])
         halves, heads = moments.halves, unit.sizes.get('heads', 1)
+        if halves is not None:
+            halves = tuple(half.double() for half in halves)
         if kind == 'v':
             own = find_turn(unit, kind, seen).cost
             self._fitted[key] = own
