@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r'(<!-- table (\S+) ?(.*?) -->\n).*?(<!-- /table -->)', re.DOTALL)
@@ -52,9 +53,32 @@ def with_tables(text: str) -> str:
 
 
 def table(results: dict[str, dict], shown: str = '') -> str:
-    """Markdown of a file of results, of classifiers or of detectors."""
-    of_detectors = any('AP50' in row for row in results.values())
-    return (detectors_table if of_detectors else classifiers_table)(results, shown)
+    """Markdown of a file of results: of classifiers, of detectors or of speed."""
+    for facts, of in (('AP50', detectors_table), ('shares', speed_table)):
+        if any(facts in row for row in results.values()):
+            return of(results, shown)
+    return classifiers_table(results, shown)
+
+
+def speed_table(results: dict[str, dict], shown: str = '') -> str:
+    """Markdown of results of ``kinds_speed.py``: median share of the promised speed, and range.
+
+    Args:
+        results: Rows by name: ``machine | precision and threads | network | kind``.
+        shown: Regular expression of the rows that are shown. Defaults to all.
+    """
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for key, row in results.items():
+        if re.search(shown, key):
+            _, how, network, kind = key.split(' | ')
+            least, middle, most = min(row['shares']), median(row['shares']), max(row['shares'])
+            cell = f'{middle:.2f} ({least:.2f} to {most:.2f}) of {row["macs_ratio"]:.2f}'
+            cells.setdefault((network, how), {})[kind] = cell
+    kinds = list(dict.fromkeys(kind for row in cells.values() for kind in row))
+    lines = [f'| network | | {" | ".join(kinds)} |', '| --- ' * (2 + len(kinds)) + '|']
+    for (network, how), row in cells.items():
+        lines.append(f'| {network} | {how} | {" | ".join(row.get(kind, "") for kind in kinds)} |')
+    return '\n'.join(lines)
 
 
 def detectors_table(results: dict[str, dict], shown: str = '') -> str:
