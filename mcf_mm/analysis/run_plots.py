@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mcf_mm.analysis.record import KINDS
 from mcf_mm.analysis.training_log import TrainingLog
@@ -87,6 +88,7 @@ def training_figure(log: TrainingLog) -> Figure:
             grid[1].axvline(log.surgery + 0.5, color='0.5', linestyle=':', label='surgery')
         grid[1].set_title('validation')
         grid[1].set_xlabel('epoch')
+        grid[1].xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[1].legend()
     return figure
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from html import unescape
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fork_server import run_tool
 from mmengine.runner import Runner
 
 from mcf_mm.engine.networks import build_model
+from mcf_mm.engine.run_page import report_run
 from mcf_mm.weights.checkpoint import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,6 +161,18 @@ def test_what_the_tool_refuses(pruned, tmp_path):
     assert 'no file of cost curves' in refused(pruned, '--curves', 'nowhere.json')
     (pruned / 'report' / 'run.json').write_text('{"full": 3}')
     assert 'is no record of a pruning run' in refused(pruned)
+
+
+def test_without_matplotlib_the_page_says_so(pruned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    for name in ('plots', 'run_plots'):
+        monkeypatch.delitem(sys.modules, f'mcf_mm.analysis.{name}', raising=False)
+        monkeypatch.delattr(f'mcf_mm.analysis.{name}', raising=False)
+    page = report_run(pruned / 'slim.safetensors', pruned / 'slim.py').read_text()
+    assert '<svg' not in page and len(table(page, 'sizes')) == 3 and table(page, 'parts')
+    for name in ('sizes', 'importance', 'curves'):
+        assert 'No pictures: matplotlib is missing' in section(page, name)
 
 
 def test_a_record_of_another_network_is_left_out(pruned, tmp_path):
