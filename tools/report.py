@@ -87,7 +87,7 @@ def main() -> None:
         if curves is not None:
             record.curves = curves
         if args.throughput:
-            record.throughput = time_networks(config, args.batch, args.rounds)
+            record.throughput = time_networks(config, record.sizes, args.batch, args.rounds)
         found: dict = {}
         if args.dense is not None:
             dense = load_config(args.dense_config) if args.dense_config else dense_config(config)

@@ -16,10 +16,10 @@ from torch import Tensor
 from mcf_mm.analysis.complexity import Complexity, count_complexity, resized
 from mcf_mm.analysis.record import Record, read_record, record_cut
 from mcf_mm.analysis.report import draw_sizes, write_report
-from mcf_mm.analysis.throughput import compare
+from mcf_mm.analysis.throughput import compare, scatter_inputs
 from mcf_mm.compat.versions import environment
 from mcf_mm.engine.config import input_shape
-from mcf_mm.engine.networks import build_model, dense_and_pruned
+from mcf_mm.engine.networks import build_model
 from mcf_mm.pruning import Sizes, Structure, find_units
 from mcf_mm.pruning.curves import Curves
 from mcf_mm.search.timing import machine
@@ -141,19 +141,21 @@ def known_record(folder: str | Path, checkpoint: str | Path) -> Record | None:
     return record
 
 
-def time_networks(config: Config, batch_size: int, rounds: int) -> dict[str, Any]:
+def time_networks(config: Config, sizes: Sizes, batch_size: int, rounds: int) -> dict[str, Any]:
     """Time the dense and the pruned network side by side.
 
     Args:
-        config: Config of the pruned network, as ``slim.py``.
+        config: Config of the network, of the dense or the pruned one.
+        sizes: Sizes of the pruned units.
         batch_size: Images in a batch.
         rounds: Timed passes of each.
 
     Returns:
         :meth:`mcf_mm.analysis.throughput.Comparison.to_dict` and ``how`` it was measured.
     """
-    models = dense_and_pruned(dense_config(config), config)
-    models = dict(zip(('dense', 'pruned'), models.values(), strict=True))
+    dense = build_model(dense_config(config))
+    models = {'dense': dense, 'pruned': resized(dense, sizes)}
+    scatter_inputs(models['pruned'])
     shape = input_shape(config)
     comparison = compare(models, shape, batch_size=batch_size, rounds=rounds)
     how = (

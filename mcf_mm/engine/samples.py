@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 
 from mcf_mm.engine.networks import build_model
+from mcf_mm.pruning.structure import check_whole
 from mcf_mm.weights.checkpoint import dataset_meta, load_weights
 
 
@@ -45,8 +46,10 @@ def classify_samples(
 
     Raises:
         FileNotFoundError: There is no such checkpoint, or no such data.
-        ValueError: The first config evaluates nothing, or weights do not fit.
+        ValueError: No image is asked for, the first config evaluates nothing, or weights do not
+            fit.
     """
+    check_whole('samples', num_images, 1)
     cfg = next(iter(networks.values()))[0]
     loader = cfg.get('val_dataloader') or cfg.get('test_dataloader')
     if not loader:

@@ -88,7 +88,9 @@ def test_the_page_of_a_one_shot_run_in_a_browser(pruned, tmp_path):
     # What was asked for is there afterwards; what is not there is said.
     assert 'Not measured: tools/report.py --throughput' in section(plain, 'throughput')
     assert 'Not compared: tools/report.py --dense' in section(plain, 'samples')
-    assert [row[0] for row in table(page, 'throughput')] == ['dense', 'pruned']
+    # The networks that were timed are those of the table above.
+    timed = {row[0]: row[2] for row in table(page, 'throughput')}
+    assert timed == {'dense': parts[-1][1], 'pruned': parts[-1][2]}
     samples = section(page, 'samples')
     assert samples.count('<img src="data:image/png;base64,') == 6
     assert samples.count('<dt>dense</dt>') == samples.count('<dt>pruned</dt>') == 6
@@ -156,6 +158,9 @@ def test_what_the_tool_refuses(pruned, tmp_path):
     assert '--images are for comparing' in refused(pruned, '--images', 'x.png')
     assert '--images are for detectors' in refused(
         pruned, '--dense', 'dense.pth', '--images', 'x.png'
+    )
+    assert 'samples must be at least 1, got 0' in refused(
+        pruned, '--dense', 'dense.pth', '--samples', 0
     )
     assert 'no checkpoint nowhere.pth' in refused(pruned, '--dense', 'nowhere.pth')
     assert 'no file of cost curves' in refused(pruned, '--curves', 'nowhere.json')
