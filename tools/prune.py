@@ -1,8 +1,8 @@
 """Prunes a trained network in one shot, without training.
 
-Writes ``slim.safetensors`` and ``slim.py`` to the output folder; both go straight into
-``tools/test.py``, ``tools/train.py`` (to recover) or, as a backbone, into a detector.
-Calibration takes images of the config's training set.
+Writes ``slim.safetensors``, ``slim.py``, the model card ``slim.md`` and ``report/index.html`` to
+the output folder; the first two go straight into ``tools/test.py``, ``tools/train.py`` (to
+recover) or, as a backbone, into a detector. Calibration takes images of the config's training set.
 
     python tools/prune.py CONFIG CHECKPOINT --ratio 0.4 --out work_dirs/pruned
     python tools/prune.py CONFIG CHECKPOINT --input-ratio 0 --hidden-ratio 0.52 \\

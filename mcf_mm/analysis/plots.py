@@ -15,22 +15,13 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mcf_mm.analysis.complexity import Complexity
+from mcf_mm.analysis.record import KINDS
 from mcf_mm.files import whole_file
 from mcf_mm.pruning import FFN, Attention, Sizes
 from mcf_mm.pruning.token_units import Tokens
 
 if TYPE_CHECKING:  # a pruned classifier needs no mmdet
     from mmdet.structures import DetDataSample
-
-#: What the kinds are called in pictures.
-KINDS = {
-    'inputs': "inputs C'",
-    'hidden': "hidden units H'",
-    'heads': 'heads',
-    'tokens': 'tokens',
-    'qk': 'q/k channels of a head',
-    'v': 'value channels of a head',
-}
 
 
 def plot_kept_sizes(path: str | Path, sizes: Sizes, full: Sizes) -> None:

@@ -47,7 +47,7 @@ def write_report(
     Returns:
         The pictures that were written.
     """
-    plots = _plots()
+    plots = plotting()
     if plots is None:
         return []
     inputs = {name: kinds['inputs'] for name, kinds in structure.items() if 'inputs' in kinds}
@@ -79,14 +79,14 @@ def draw_sizes(
     Returns:
         The pictures that were written.
     """
-    plots = _plots()
+    plots = plotting()
     if plots is None:
         return []
     figures = overview(plots, full, sizes, inputs, before, after)
     return write_figures(plots, figures, out_dir)
 
 
-def _plots():
+def plotting():
     """The module that draws, None without matplotlib."""
     try:
         from mcf_mm.analysis import plots

@@ -2,10 +2,13 @@
 
 import importlib.metadata
 import importlib.util
+import platform
 import warnings
 from collections.abc import Sequence
 
 from packaging.specifiers import SpecifierSet
+
+import mcf_mm
 
 #: For each import name: the supported versions, then the distributions that bring it. The
 #: ``onedl-`` ones continue the original ones, which stand still since 2024.
@@ -23,6 +26,25 @@ def installed_version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+#: Other packages that results depend on.
+_OTHERS = ('torch', 'torchvision', 'timm', 'safetensors', 'numpy')
+
+
+def environment() -> dict[str, str]:
+    """Return the versions of mcf_mm, Python and what results depend on; none for what is missing.
+
+    A package of OpenMMLab is under its import name, whichever distribution brings it.
+    """
+    found = {'mcf_mm': mcf_mm.__version__, 'Python': platform.python_version()}
+    names = {name: (name,) for name in _OTHERS}
+    names |= {name: distributions for name, (_, distributions) in SUPPORTED.items()}
+    for name, distributions in names.items():
+        versions = (installed_version(distribution) for distribution in distributions)
+        if version := next(filter(None, versions), None):
+            found[name] = version
+    return found
 
 
 def openmmlab_problems() -> list[str]:

@@ -16,11 +16,14 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 
-from mcf_mm.analysis.complexity import Complexity, count_complexity
-from mcf_mm.analysis.report import write_report
+from mcf_mm.analysis.complexity import count_complexity
+from mcf_mm.analysis.record import read_record
+from mcf_mm.analysis.training_log import read_training_log
 from mcf_mm.engine.calibration_data import forward_and_loss, image_names, tensor_forward
 from mcf_mm.engine.config import input_shape
 from mcf_mm.engine.networks import averages, build_model, cut_networks, unwrapped
+from mcf_mm.engine.report import REPORT, report_cut
+from mcf_mm.engine.run_page import report_run
 from mcf_mm.models.strides import check_strides
 from mcf_mm.models.widths import check_widths
 from mcf_mm.pruning import (
@@ -32,6 +35,7 @@ from mcf_mm.pruning import (
     cut,
     find_units,
 )
+from mcf_mm.pruning.curves import Curves
 from mcf_mm.pruning.observers import ActivationObserver, Observer
 from mcf_mm.pruning.sequential import solve_sequentially
 from mcf_mm.weights.slim_config import slim_config, write_slim
@@ -228,13 +232,16 @@ def forget_state(runner: Runner, units: Units, kinds: Iterable[tuple[str, str]])
             state.pop(unit.parameter(axis.parameter), None)
 
 
-def cut_run(runner: Runner, structure: Structure, importance: Importance) -> None:
+def cut_run(
+    runner: Runner, structure: Structure, importance: Importance, curves: Curves | None = None
+) -> None:
     """Cut model, optimizer and averages, and tell what it saves.
 
     Args:
         runner: The run.
         structure: What is kept.
         importance: Scores by unit and kind, for the report's pictures; may be empty.
+        curves: Cost curves, for the report. Defaults to None.
     """
     model = unwrapped(runner)
     shape = input_shape(runner.cfg)
@@ -258,7 +265,17 @@ def cut_run(runner: Runner, structure: Structure, importance: Importance) -> Non
     )
     forget_best(runner)
     if runner.rank == 0:
-        draw(runner, structure, full, importance, before, after)
+        report_cut(
+            Path(runner.work_dir) / REPORT,
+            structure,
+            full,
+            importance,
+            before,
+            after,
+            curves,
+            runner.visualizer,
+            runner.epoch,
+        )
 
 
 def forget_best(runner: Runner) -> None:
@@ -288,27 +305,6 @@ def forget_best(runner: Runner) -> None:
                 hook.best_ckpt_path = None
 
 
-def draw(
-    runner: Runner,
-    structure: Structure,
-    full: Sizes,
-    importance: Importance,
-    before: Complexity,
-    after: Complexity,
-) -> None:
-    """Draw the report of a run into its work directory and its visualizer."""
-    write_report(
-        Path(runner.work_dir) / 'report',
-        structure,
-        full,
-        importance,
-        before,
-        after,
-        runner.visualizer,
-        runner.epoch,
-    )
-
-
 def report(runner: Runner, text: str, values: Mapping[str, float]) -> None:
     """Log ``values`` and show them in the visualizer's backends, by epoch."""
     figures = ', '.join(f'{key} {value:,.6g}' for key, value in values.items())
@@ -327,5 +323,15 @@ def write_run(runner: Runner, facts: dict, stem: str = 'slim') -> None:
         return
     model = [unwrapped(runner), *averages(runner)][-1]
     dataset = runner.train_dataloader.dataset
-    path = write_slim(model, runner.cfg, runner.work_dir, facts, dataset, stem)
-    runner.logger.info(f'pruning: wrote {path} and {path.with_suffix(".py")}')
+    arguments: dict[str, Any] = {}
+    if stem == 'slim':
+        log = read_training_log(runner.work_dir)
+        arguments['measured'] = None if log is None else log.measured
+        if (record := read_record(Path(runner.work_dir) / REPORT)) is not None:
+            arguments['costs'] = record.costs
+    path = write_slim(model, runner.cfg, runner.work_dir, facts, dataset, stem, **arguments)
+    runner.logger.info(
+        f'pruning: wrote {path}, {path.with_suffix(".py")} and {path.with_suffix(".md")}'
+    )
+    if stem == 'slim':
+        runner.logger.info(f'pruning: wrote {report_run(path, path.with_suffix(".py"))}')

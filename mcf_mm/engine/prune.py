@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mcf_mm.analysis.complexity import Complexity, count_complexity
-from mcf_mm.analysis.report import write_report
 from mcf_mm.engine.calibration_data import (
     calibration_loader,
     forward_and_loss,
@@ -25,6 +24,8 @@ from mcf_mm.engine.calibration_data import (
 from mcf_mm.engine.config import input_shape
 from mcf_mm.engine.heal import check_heal_model, check_heal_step, heal_model
 from mcf_mm.engine.networks import build_model, model_costs, model_latency
+from mcf_mm.engine.report import REPORT, report_cut
+from mcf_mm.engine.run_page import report_run
 from mcf_mm.pruning import (
     MCF,
     Costs,
@@ -86,7 +87,7 @@ def prune_checkpoint(
     Args:
         cfg: Config of the dense network, with a training set.
         checkpoint: Its weights.
-        out_dir: Folder for ``slim.safetensors``, ``slim.py`` and ``report/``.
+        out_dir: Folder for ``slim.safetensors``, ``slim.py``, ``slim.md`` and ``report/``.
         num_images: Calibration images. Defaults to 1024.
         seed: Chooses them. Defaults to 0.
         criterion: See :func:`mcf_mm.pruning.prune`. Defaults to ``'mcf'``.
@@ -210,10 +211,15 @@ def prune_checkpoint(
         healed = heal_model(model, dense, cfg, loader, heal, state_file)
         facts['heal'] = {**heal, **healed.facts()}
         print(healed)
-    path = write_slim(model, cfg, out_dir, facts, dataset)
+    path = write_slim(model, cfg, out_dir, facts, dataset, costs=(before, after))
     state_file.unlink(missing_ok=True)
-    write_report(Path(out_dir) / 'report', structure, full, criterion.importance, before, after)
-    return _told(path, before, after)
+    curves = getattr(criterion, 'curves', None)
+    folder = Path(out_dir) / REPORT
+    report_cut(folder, structure, full, criterion.importance, before, after, curves)
+    page = report_run(path, path.with_suffix('.py'))
+    _told(path, before, after)
+    print(f'report: {page}')
+    return path
 
 
 def _costs(
@@ -333,6 +339,6 @@ def _told(path: Path, before: Complexity, after: Complexity) -> Path:
     print(
         f'\nparameters {before.params / 1e6:.3f} M -> {after.params / 1e6:.3f} M, '
         f'MACs {before.macs / 1e9:.3f} G -> {after.macs / 1e9:.3f} G\n'
-        f'wrote {path} and {path.with_suffix(".py")}'
+        f'wrote {path}, {path.with_suffix(".py")} and {path.with_suffix(".md")}'
     )
     return path

@@ -255,7 +255,8 @@ class PruningRun:
             if self.compensation == 'sequential':
                 dense.append(copies(network, self.structure))
             compensate(find_units(network), self.structure, seen, self.compensation)
-        in_run.cut_run(runner, self.structure, self.criterion.importance)
+        curves = getattr(self.criterion, 'curves', None)
+        in_run.cut_run(runner, self.structure, self.criterion.importance, curves)
         for network, own in zip((unwrapped(runner), *averages(runner)), dense, strict=False):
             in_run.solve_run(runner, network, own, self.loader, self.structure)
         if self.heal is not None:

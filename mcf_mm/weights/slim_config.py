@@ -1,7 +1,7 @@
-"""Writes a pruned model: the slim checkpoint and a config that builds it."""
+"""Writes a pruned model: the slim checkpoint, a config that builds it and its model card."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from torch import nn
 from mcf_mm.files import whole_file
 from mcf_mm.pruning import Unit, Units, find_units
 from mcf_mm.registry import split_type
+from mcf_mm.weights.card import write_card
 from mcf_mm.weights.check import check_finite
 from mcf_mm.weights.files import save_state_dict
+from mcf_mm.weights.portable import HERE, portable
 
 #: Backbones whose pruned form has a class that takes sizes, and that class. mmpretrain's T2T_ViT is
 #: none of them: SlimT2T_ViT computes the published function, which is another one.
@@ -42,8 +44,13 @@ def write_slim(
     facts: dict,
     dataset: Any = None,
     stem: str = 'slim',
+    costs: Sequence[Any] | None = None,
+    measured: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write ``slim.safetensors`` and ``slim.py`` to ``out_dir``.
+    """Write ``slim.safetensors``, ``slim.py`` and ``slim.md`` to ``out_dir``.
+
+    The three can go elsewhere as they are: no path in them is absolute, see
+    :func:`mcf_mm.weights.portable.portable`.
 
     Args:
         model: The pruned network.
@@ -53,6 +60,8 @@ def write_slim(
         dataset: What it was trained on; its class names go to the header as ``dataset_meta``,
             where mmdet and mmpretrain look for them. Defaults to None.
         stem: What to call the files. Defaults to ``'slim'``.
+        costs: For the card, see :func:`mcf_mm.weights.card.write_card`.
+        measured: For the card likewise.
 
     Returns:
         Path of the checkpoint.
@@ -63,15 +72,20 @@ def write_slim(
     out_dir = Path(out_dir)
     checkpoint = out_dir / f'{stem}.safetensors'
     check_finite(model.state_dict(), 'the pruned network', model)
-    facts = {**facts, 'sizes': find_units(model).sizes}
+    units, origin = find_units(model), facts.get('origin')
+    facts = portable({**copy.deepcopy(facts), 'sizes': units.sizes})
     if classes := getattr(dataset, 'metainfo', {}).get('classes'):
         facts['dataset_meta'] = dict(classes=list(classes))
     config = slim_config(model, cfg, checkpoint)
     if stem == 'masked':
         config.custom_hooks = [*config.custom_hooks, dict(type='mcf_mm.HoldZerosHook')]
     save_state_dict(checkpoint, model.state_dict(), facts)
+    # MMEngine would take a bare name for a file of the folder in which it is started.
+    config.load_from = f'{HERE}/{checkpoint.name}'
+    portable(config, out_dir)
     with whole_file(out_dir / f'{stem}.py') as partial:
         config.dump(partial)
+    write_card(checkpoint, model, units, config, costs, measured, origin)
     return checkpoint
 
 

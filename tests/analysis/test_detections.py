@@ -1,5 +1,6 @@
 """Detectors on real photos: mmdet's own interfaces take our configs, and the pictures are right."""
 
+import re
 import shutil
 from importlib.metadata import distributions
 from pathlib import Path
@@ -206,3 +207,19 @@ def test_which_images_and_pictures(tmp_path):
         name_pictures(find_inputs([a, b])[0], out)
     with pytest.raises(ValueError, match=r'the picture of .*a/1.jpg would replace an image'):
         name_pictures(find_inputs([a])[0], a)
+
+
+def test_in_the_page_of_a_run(dense, pruned, photos, tmp_path):
+    """Two detectors of unlike classes, as it happens: each has its own names."""
+    options = ['--dense', dense[1], '--dense-config', dense[0], '--images', *photos[:2]]
+    tool = Path(__file__).parents[2] / 'tools' / 'report.py'
+    done = run_tool([tool, pruned[1], '--out', tmp_path, *options])
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / 'index.html').read_text()
+    assert 'Detections, dense against pruned' in page
+    found = page.partition('<section id="samples">')[2].partition('</section>')[0]
+    assert found.count('<img src="data:image/jpeg;base64,') == 2
+    assert [photo.name in found for photo in photos] == [True, True, False]
+    assert re.search(r'\d+ boxes dense, \d+ pruned', found)
+    done = run_tool([tool, pruned[1], '--out', tmp_path, '--dense', dense[1]])
+    assert done.returncode == 1 and 'needs images to draw in' in done.stderr

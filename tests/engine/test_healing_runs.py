@@ -38,7 +38,7 @@ def test_the_tool_heals_and_tells(dense, tmp_path):
     out = tmp_path / 'healed'
     done = run_tool(command(dense, out, '--heal', 'epochs=4,lr=2e-3', '--seed', '3'))
     assert done.returncode == 0, done.stderr
-    names = ['report', 'slim.py', 'slim.safetensors']
+    names = ['report', 'slim.md', 'slim.py', 'slim.safetensors']
     assert sorted(file.name for file in out.iterdir()) == names
     (line,) = [line for line in done.stdout.splitlines() if line.startswith('healed on ')]
     assert 'healed on 36 images in' in line and line.endswith(' of 4')

@@ -88,7 +88,7 @@ def test_pictures_of_the_run(cfg, looks):
     runner.train()
     names = {'kept_sizes', 'kept_inputs', 'parts'}
     names |= {f'importance_backbone.layers.{i}.ffn' for i in range(3)}
-    pictures = list((Path(cfg.work_dir) / 'report').iterdir())
+    pictures = list((Path(cfg.work_dir) / 'report').glob('*.png'))
     assert {file.stem for file in pictures} == names
     assert all(np.asarray(Image.open(file)).std() > 0 for file in pictures)
     runner.visualizer.close()

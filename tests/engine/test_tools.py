@@ -37,7 +37,7 @@ def test_train_prune_and_test(config, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'parameters 0.011 M -> 0.009 M' in done.stdout
     slim = tmp_path / 'slim'
-    names = ['report', 'slim.py', 'slim.safetensors']
+    names = ['report', 'slim.md', 'slim.py', 'slim.safetensors']
     assert sorted(file.name for file in slim.iterdir()) == names
     assert (slim / 'report' / 'importance_backbone.layers.0.ffn.png').is_file()
     # For programs that know nothing of mcf_mm.

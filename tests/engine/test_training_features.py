@@ -147,4 +147,4 @@ def test_the_origin_is_that_of_the_first_start(cfg, tmp_path):
     cfg.experiment_name, cfg.resume = 'resumed' + tmp_path.name, True
     cfg.load_from = f'{cfg.work_dir}/epoch_4.pth'
     Runner.from_cfg(cfg).train()
-    assert read_header(f'{cfg.work_dir}/slim.safetensors')['origin'] == dense
+    assert read_header(f'{cfg.work_dir}/slim.safetensors')['origin'] == Path(dense).name

@@ -18,8 +18,9 @@ class PruningHook(Hook):
     """Cuts the model at the start of one epoch, and writes the small network at the end.
 
     The optimizer's state, the average of an EMAHook and the wrapper of distributed data parallel
-    shrink along; the epochs that remain recover. ``slim.safetensors`` and ``slim.py`` in the work
-    directory are the result; ``report/`` there has pictures of what was kept and why.
+    shrink along; the epochs that remain recover. ``slim.safetensors``, ``slim.py`` and the model
+    card ``slim.md`` in the work directory are the result; ``report/index.html`` there shows what
+    was kept and why, and how it trained.
 
     Args:
         criterion: Name, config or function, see :func:`mcf_mm.pruning.prune`. Defaults to
