@@ -17,7 +17,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.stem}.{os.getpid()}.part{path.suffix}')
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        # As the umask says: safetensors leaves files that their owner alone can read.
+        partial.chmod(mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

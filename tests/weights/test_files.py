@@ -42,6 +42,13 @@ def raw(path: Path, header: bytes) -> Path:
     return path
 
 
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
+    path = tmp_path / 'slim.safetensors'
+    save_state_dict(path, {'weight': torch.ones(2)}, {})
+    (tmp_path / 'other').touch()
+    assert path.stat().st_mode == (tmp_path / 'other').stat().st_mode
+
+
 def test_headers_that_are_no_object(tmp_path):
     path = tmp_path / 'a.safetensors'
     deep = '[' * 200_000 + ']' * 200_000
