@@ -20,6 +20,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
+from mcf_mm.comparison.processes import Crashed
 from mcf_mm.comparison.rows import methods
 from mcf_mm.comparison.run import compare
 from mcf_mm.comparison.task import Task
@@ -87,7 +88,7 @@ def main() -> None:
             rounds=args.rounds,
         )
         results = compare(task, args.rows, args.resume)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, Crashed) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit('\ninterrupted: run the same command with --resume to go on')

@@ -11,6 +11,8 @@ from mcf_mm.files import whole_file
 
 #: Where accuracies stand in a row.
 SCORES = {'one_shot': 'one shot', 'healed': 'healed', 'trained': 'trained'}
+#: How they are drawn.
+MARKERS = {'one_shot': ('o', 'circle'), 'healed': ('s', 'square'), 'trained': ('^', 'triangle')}
 #: Share of a budget that a row may miss it by before the table says so.
 MISSED = 0.005
 GIB = 2**30
@@ -108,7 +110,6 @@ def accuracy_figure(results: dict[str, Any]) -> Figure:
         figure.subplots(1, 2, sharey=True), ('macs', 'params'), ('MACs (G)', 'parameters (M)'),
         strict=True,
     )  # fmt: skip
-    markers = dict(zip(SCORES, 'os^', strict=True))
     shown = [stage for stage in SCORES if any(stage in row for row in rows.values())]
     for axes, key, title in columns:
         unit = 1e9 if key == 'macs' else 1e6
@@ -118,13 +119,14 @@ def accuracy_figure(results: dict[str, Any]) -> Figure:
             for stage in own:
                 # Twenty rows have ten colours: the second ten are hollow.
                 axes.plot(
-                    cost(row)[key] / unit, score(row, stage), markers[stage], color=colour,
+                    cost(row)[key] / unit, score(row, stage), MARKERS[stage][0], color=colour,
                     fillstyle='full' if number < 10 else 'none',
                     label=name if stage == own[0] else None,
                 )  # fmt: skip
         axes.set_xlabel(title)
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel(f'top-1 ({", ".join(SCORES[stage] for stage in shown)}: o s ^)')
+    told = ', '.join(f'{MARKERS[stage][1]}: {SCORES[stage]}' for stage in shown)
+    figure.axes[0].set_ylabel(f'top-1 ({told})')
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside right upper', fontsize='small')
     return figure
