@@ -112,7 +112,7 @@ def stages(task: Task, name: str) -> list[str]:
     row = methods()[name]
     if row.how == 'scores':
         return ['trained', 'speed']
-    found = ['one_shot', 'speed']
+    found = [*(['ratio'] if row.how == 'peer' else []), 'one_shot', 'speed']
     if task.heal is not None and why_not_healed(row) is None:
         found.append('healed')
     return [*found, 'trained'] if task.epochs is not None else found

@@ -1,6 +1,7 @@
 """The stages of a comparison, each run in a process of its own."""
 
 import copy
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,9 +30,13 @@ from mcf_mm.engine.config import input_shape
 from mcf_mm.engine.heal import check_heal_model, heal_model
 from mcf_mm.engine.search import search_checkpoint
 from mcf_mm.engine.train import shorten_schedule
+from mcf_mm.files import whole_file
 from mcf_mm.pruning import find_units, read_policy
 from mcf_mm.pruning.budget import parse_budget
 from mcf_mm.search.shape import Shape
+
+#: In the folder of a row of torch-pruning.
+RATIO = 'ratio.json'
 
 
 def plan(task: Task, rows: list[str], told: Told) -> dict[str, Any]:
@@ -72,6 +77,24 @@ def plan(task: Task, rows: list[str], told: Told) -> dict[str, Any]:
     return {'left_out': reasons, 'counts': counts, 'notes': notes, **cost}
 
 
+def ratio(task: Task, name: str, folder: Path, told: Told) -> dict[str, Any]:
+    """Find the ratio that torch-pruning is to be given.
+
+    How is ours, so that it counts neither in the seconds nor in the memory of pruning.
+
+    Returns:
+        ``ratio``, which is written for the stage that prunes.
+    """
+    bench = task.bench(folder, told)
+    told('finding the ratio', 0, 1)
+    found = peers.ratio_for(
+        bench.dense, task.budget, bench.costs, bench.shape, **methods()[name].arguments
+    )
+    with whole_file(folder / RATIO) as partial:
+        partial.write_text(json.dumps({'ratio': found}), encoding='utf-8')
+    return {'ratio': found}
+
+
 def one_shot(task: Task, name: str, folder: Path, told: Told) -> dict[str, Any]:
     """Prune by a method, report, and write the network to a folder.
 
@@ -81,6 +104,7 @@ def one_shot(task: Task, name: str, folder: Path, told: Told) -> dict[str, Any]:
         ``before_bytes`` before pruning began, and ``gpu_peak_bytes``.
     """
     row, bench = methods()[name], task.bench(folder, told)
+    check_budget(task.budget, bench.costs)  # costs are counted before the clock runs
     model = bench.dense  # in place: a copy would count as memory of the method
     ready = _pruning(row, bench, model, task, folder)
     forget_peaks()
@@ -91,7 +115,7 @@ def one_shot(task: Task, name: str, folder: Path, told: Told) -> dict[str, Any]:
     memory = dict(peak_bytes=resident_peak(), before_bytes=before, gpu_peak_bytes=device_peak())
     result = bench.measured(model)
     if row.how != 'dense':
-        write_network(model, row, bench, task, folder)
+        write_network(model, name, bench, task, folder)
         result |= dict(seconds=round(spent[0], 2), processor_seconds=round(spent[1], 2), **memory)
     return result | facts
 
@@ -108,18 +132,13 @@ def _pruning(
         shape = Shape(find_units(model), bench.costs, task.budget)
         arguments['sizes'] = shape.sizes(dict.fromkeys(shape.names, 0.5))
     elif row.how == 'peer':
-        # The tool wants a ratio; how it is found is ours, and not counted.
-        everything, importance = arguments['everything'], arguments['importance']
-        ratio = peers.ratio_for(
-            model, task.budget, bench.costs, bench.shape, importance, everything
-        )
+        arguments |= json.loads((folder / RATIO).read_text(encoding='utf-8'))
 
     def prune() -> dict[str, Any]:
         if row.how in ('prune', 'uniform'):
             bench.call(model, loader, **arguments)
         elif row.how == 'peer':
-            peers.torch_pruning(model, loader, importance, bench.shape, ratio, everything)
-            return {'ratio': round(ratio, 4)}
+            peers.torch_pruning(model, loader, shape=bench.shape, **arguments)
         elif row.how == 'search':
             bench.call(model, loader, sizes=_search(task, bench, folder), **arguments)
             return {'trials': task.trials}
@@ -173,13 +192,13 @@ def heal(task: Task, name: str, folder: Path, told: Told) -> dict[str, Any]:
     Returns:
         ``top1``, ``seconds`` and ``images`` of healing.
     """
-    row, bench = methods()[name], task.bench(folder, told)
+    bench = task.bench(folder, told)
     model, state = network(task, name, folder), folder / 'heal_state.pt'
     told('healing', 0, 1)
     loader = calibration_loader(bench.cfg, task.images, task.seed, BATCH_SIZE)
     settings = {'seed': task.seed, **task.heal}
     healed = heal_model(model, bench.dense, bench.cfg, loader, settings, state)
-    write_network(model, row, bench, task, folder, 'healed')
+    write_network(model, name, bench, task, folder, 'healed')
     state.unlink(missing_ok=True)
     return {
         'top1': bench.reported(model)['top1'],
@@ -189,6 +208,7 @@ def heal(task: Task, name: str, folder: Path, told: Told) -> dict[str, Any]:
 
 
 STAGES: dict[str, Callable[..., dict[str, Any]]] = {
+    'ratio': ratio,
     'one_shot': one_shot,
     'speed': speed,
     'healed': heal,

@@ -10,7 +10,7 @@ from mmengine.device import get_device
 from torch import nn
 
 from mcf_mm.comparison.bench import Bench, Told
-from mcf_mm.comparison.rows import Row, methods
+from mcf_mm.comparison.rows import methods
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.networks import build_model
 from mcf_mm.files import whole_file
@@ -72,13 +72,14 @@ def whole_network(file: str, **_: Any) -> nn.Module:
 
 
 def write_network(
-    model: nn.Module, row: Row, bench: Bench, task: Task, folder: Path, stem: str = 'slim'
+    model: nn.Module, name: str, bench: Bench, task: Task, folder: Path, stem: str = 'slim'
 ) -> None:
-    if row.how == 'peer':
+    """Write the network of a row, for the next stage and for whoever wants to use it."""
+    if methods()[name].how == 'peer':
         with whole_file(folder / f'{stem}.pt') as partial:
             torch.save(model, partial)
         return
-    facts = dict(origin=task.checkpoint, budget=task.budget, method=repr(row.arguments))
+    facts = dict(origin=task.checkpoint, budget=task.budget, method=name, seed=task.seed)
     write_slim(model, bench.cfg, folder, facts, stem=stem)
 
 

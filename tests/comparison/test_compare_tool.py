@@ -13,6 +13,7 @@ from PIL import Image
 from mcf_mm.comparison.rows import methods
 from mcf_mm.engine.networks import build_model
 from mcf_mm.pruning import find_units
+from mcf_mm.weights.checkpoint import read_header
 
 
 def test_rows_in_one_shot_healed_and_trained(saved):
@@ -42,9 +43,12 @@ def test_rows_in_one_shot_healed_and_trained(saved):
             assert row['healed']['images'] == 5  # one is kept aside
     assert rows['dense']['one_shot']['macs'] == facts['dense']
     assert rows['SiDT, searched while training']['trained']['macs'] < 0.9 * facts['dense']
+    folder = saved / 'out' / 'rows' / 'closed_form_with_tokens'
     for name in ('slim', 'healed'):
-        slim = Config.fromfile(saved / 'out' / 'rows' / 'closed_form_with_tokens' / f'{name}.py')
+        slim = Config.fromfile(folder / f'{name}.py')
         assert find_units(build_model(slim)).tokens
+        header = read_header(folder / f'{name}.safetensors')
+        assert header['method'] == 'closed form with tokens' and header['budget'] == 'macs=75%'
     table = (saved / 'out' / 'table.md').read_text()
     assert table in process.stdout
     lines = [line for line in table.splitlines() if line.startswith('| ')][2:]

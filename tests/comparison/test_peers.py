@@ -55,9 +55,12 @@ def test_rows_are_healed_and_trained(saved):
     rows = ['--rows', 'torch-pruning, FFN, Taylor', 'everything, magnitude']
     run(saved, *BUDGET, *rows, '--epochs', 1, '--heal', 'epochs=1')
     found = results(saved)['rows']
-    assert set(found['torch-pruning, FFN, Taylor']) == {'one_shot', 'speed', 'healed', 'trained'}
+    assert set(found['torch-pruning, FFN, Taylor']) == {
+        'ratio', 'one_shot', 'speed', 'healed', 'trained'
+    }  # fmt: skip
     everything = found['torch-pruning, everything, magnitude']
-    assert set(everything) == {'one_shot', 'speed', 'trained'}
+    assert set(everything) == {'ratio', 'one_shot', 'speed', 'trained'}
+    assert 0 < everything['ratio']['ratio'] < 1
     assert everything['one_shot']['macs'] <= results(saved)['facts']['wanted']
 
 
