@@ -13,10 +13,8 @@ import argparse
 from mmengine.config import DictAction
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
-from mcf_mm.engine.config import hook_types, load_config
-from mcf_mm.engine.resume import make_resumable, resume, resume_limits
-from mcf_mm.engine.runner import build_runner, require_supported_parallelism, start_cpu_processes
-from mcf_mm.weights.slim_config import PRUNING_HOOKS
+from mcf_mm.engine.config import load_config
+from mcf_mm.engine.train import train
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,21 +52,12 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
-    if set(PRUNING_HOOKS) & set(hook_types(cfg)):
-        # The hook says so too, but MMEngine would first ask for DeepSpeed or shard the model.
-        require_supported_parallelism(cfg)
-    start_cpu_processes(cfg)
-    make_resumable(cfg)
-    for reason in resume_limits(cfg):
-        print(f'a run that goes on with --resume will end with other weights: {reason}')
-    if args.resume:
-        resume(cfg, None if args.resume == 'latest' else args.resume)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
-    build_runner(cfg).train()
+    train(cfg, args.resume)
 
 
 if __name__ == '__main__':

@@ -17,13 +17,14 @@ import re
 import time
 from pathlib import Path
 from statistics import mean
-from types import SimpleNamespace
 from typing import Any
 
 from mmengine.config import DictAction
-from small_without_training import Bench
+from small_without_training import timed
 from tables import table
 
+from mcf_mm.comparison.bench import Bench
+from mcf_mm.engine.config import load_config
 from mcf_mm.engine.networks import model_costs
 from mcf_mm.engine.search import search_checkpoint
 from mcf_mm.files import whole_file
@@ -61,8 +62,8 @@ ROWS: dict[str, dict[str, Any]] = {
 def main() -> None:
     args = parse_args()
     results = json.loads(args.results.read_text()) if args.results.is_file() else {}
-    shared = dict(images=args.num_images, split=False, label=None, heal=None)
-    bench = Bench(SimpleNamespace(**vars(args), **shared))
+    cfg = load_config(args.config, 'work_dirs/bench', args.cfg_options)
+    bench = Bench(cfg, args.checkpoint, args.num_images, keep=True)
     for budget in args.budgets:
         for name, row in ROWS.items():
             if not re.search(args.rows, name):
@@ -75,7 +76,7 @@ def main() -> None:
                     write(args.results, results)
                     print(f'{key}: {results[key]}')
     if 'dense' not in results:
-        results['dense'] = bench.dense_row() | {'shared_seconds': 0.0}
+        results['dense'] = timed(bench.measured(bench.dense), 0.0) | {'shared_seconds': 0.0}
         write(args.results, results)
     print(table(results))
     print(best_so_far(results))
@@ -116,7 +117,7 @@ def done(
         settings = dict(criterion=row['criterion'], compensation=row['compensation'])
         bench.call(model, bench.loader(seed), sizes=sizes, **settings)
     seconds = time.process_time() - start
-    return bench.measured(model, seconds) | {'shared_seconds': 0.0} | extra
+    return timed(bench.measured(model), seconds) | {'shared_seconds': 0.0} | extra
 
 
 def searched(

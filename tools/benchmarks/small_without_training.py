@@ -22,36 +22,25 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import DictAction
-from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
-from peers import torch_pruning
 from tables import table
 from torch import nn
 
-import mcf_mm
-from mcf_mm.engine.calibration_data import calibration_loader, image_names, tensor_forward
-from mcf_mm.engine.config import input_shape, load_config
+import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
+from mcf_mm.comparison.bench import Bench
+from mcf_mm.comparison.peers import ADVICE, is_installed, torch_pruning
+from mcf_mm.comparison.rows import LS, hidden_alone
+from mcf_mm.engine.calibration_data import calibration_loader
+from mcf_mm.engine.config import load_config
 from mcf_mm.engine.heal import heal_model, parse_settings
-from mcf_mm.engine.networks import build_model, model_costs
-from mcf_mm.engine.prune import FirstShown, steps_bar
 from mcf_mm.files import whole_file
 from mcf_mm.pruning import Seen, find_units, within_budget
 from mcf_mm.pruning.criteria.obs import OBS
 from mcf_mm.pruning.curves import Curves
-from mcf_mm.weights.checkpoint import load_weights
-
-LS = 'least_squares'
-
-
-def variance(unit, kind, seen):
-    """Score of VBP: the variance of each element; the mean of what goes is folded."""
-    return seen[unit, kind].variance
 
 
 def methods(budget: str) -> dict[str, dict[str, Any]]:
@@ -65,11 +54,7 @@ def methods(budget: str) -> dict[str, dict[str, Any]]:
     if budget == MCF_BUDGET:
         for kind in ('none', 'mean', LS, 'sequential'):
             rows[f'MCF p = 0.4, {kind}'] = dict(criterion='mcf', ratios=0.4, compensation=kind)
-        rows['hidden alone, VBP, mean'] = dict(criterion=variance, compensation='mean', **hidden)
-        for name in ('random', 'magnitude', 'activation', 'fisher'):
-            rows[f'hidden alone, {name}'] = dict(criterion=name, compensation=LS, **hidden)
-        rows['hidden alone, VBP'] = dict(criterion=variance, compensation=LS, **hidden)
-        rows['hidden alone, FIS'] = dict(criterion='mcf', compensation=LS, **hidden)
+        rows |= {name: own | hidden for name, own in hidden_alone().items()}
         for name in ('Taylor', 'Hessian'):
             rows[f'hidden alone, torch-pruning {name}'] = dict(peer=name)
         rows['hidden alone, OBS, equal sizes'] = dict(curves='equal', **hidden)
@@ -96,7 +81,7 @@ def main() -> None:
     args = parse_args()
     out = Path(args.out)
     results: dict[str, dict] = json.loads(out.read_text()) if out.is_file() else {}
-    bench = Bench(args)
+    bench = Small(args)
     for budget in args.budgets:
         for name, arguments in methods(budget).items():
             if not re.search(args.rows, name):
@@ -108,8 +93,8 @@ def main() -> None:
                 if args.heal:
                     key += f' | healed {args.heal}'
                 if key not in results:
-                    if 'peer' in arguments and find_spec('torch_pruning') is None:
-                        print(f'left out, torch-pruning is not there (the extra peers): {key}')
+                    if 'peer' in arguments and not is_installed():
+                        print(f'left out: {key}: {ADVICE}')
                         continue
                     print(f'\n{key}')
                     results[key] = bench.row(arguments, seed, key)
@@ -158,37 +143,20 @@ class Statistics:
     seconds: float
 
 
-class Bench:
-    """One network, its calibration images and the images to report on."""
+class Small(Bench):
+    """A bench whose rows of the closed form share statistics."""
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.cfg = load_config(args.config, 'work_dirs/bench', args.cfg_options)
-        self.dense = build_model(self.cfg)
-        load_weights(self.dense, args.checkpoint)
-        self.shape = input_shape(self.cfg)
-        self.costs = model_costs(self.dense, self.shape)
+        cfg = load_config(args.config, 'work_dirs/bench', args.cfg_options)
+        super().__init__(cfg, args.checkpoint, args.images, args.split, keep=True)
         self._statistics: dict[int, Statistics] = {}
-        if args.split:
-            whole = calibration_loader(self.cfg, args.images, 0, 16)
-            self.report = [list(whole)[place] for place in range(1, len(whole), 2)]
-        else:
-            with DefaultScope.overwrite_default_scope(self.cfg.default_scope):
-                self.report = list(Runner.build_dataloader(self.cfg.test_dataloader, seed=0))
-
-    def loader(self, seed: int) -> Any:
-        """Calibration images, in batches that leave room for gradients."""
-        if self.args.split:
-            return list(calibration_loader(self.cfg, self.args.images, 0, 16))[::2]
-        return calibration_loader(self.cfg, self.args.images, seed, 16)
 
     def dense_row(self) -> dict:
-        return self.measured(self.dense, 0.0)
+        return timed(self.measured(self.dense), 0.0)
 
     def row(self, arguments: dict[str, Any], seed: int, key: str) -> dict:
         model, loader = copy.deepcopy(self.dense), self.loader(seed)
-        if arguments.get('compensation') == 'sequential':
-            loader = list(loader)  # which goes over them once for each layer
         arguments, shared = dict(arguments), 0.0
         if 'curves' in arguments:
             shared = self.statistics(seed).seconds
@@ -197,7 +165,8 @@ class Bench:
             torch_pruning(model, loader, arguments['peer'], self.shape)
         else:
             self.prune(model, loader, arguments, seed)
-        row = self.measured(model, time.process_time() - start) | {'shared_seconds': shared}
+        seconds = time.process_time() - start
+        row = timed(self.measured(model), seconds) | {'shared_seconds': shared}
         if self.args.heal:
             settings = parse_settings(self.args.heal)
             state = Path('work_dirs/bench') / (re.sub(r'\W+', '_', key) + '.pt')
@@ -208,7 +177,7 @@ class Bench:
             minutes = (time.process_time() - start) / 60
             state.unlink(missing_ok=True)
             one_shot = row
-            row = self.measured(model, one_shot['seconds'])
+            row = timed(self.measured(model), one_shot['seconds'])
             row |= {'shared_seconds': shared, 'one_shot': one_shot['top1']}
             row |= {'heal_images': healed.images, 'heal_minutes': round(minutes, 1)}
             row['heal_wall_minutes'] = round(healed.seconds / 60, 1)
@@ -246,36 +215,16 @@ class Bench:
                 arguments['curves'] = getattr(known, curves)
         self.call(model, loader, **arguments)
 
-    def call(self, model: nn.Module, loader: Any, **arguments: Any) -> None:
-        """:func:`mcf_mm.prune` with progress bars."""
-        with steps_bar() as progress:
-            mcf_mm.prune(
-                model,
-                loader if isinstance(loader, list) else FirstShown(loader),
-                forward=tensor_forward(model),
-                image_names=image_names,
-                costs=self.costs if 'budget' in arguments else None,
-                progress=progress,
-                **arguments,
-            )
 
-    @torch.inference_mode()
-    def measured(self, model: nn.Module, seconds: float) -> dict:
-        """Parameters, MACs, seconds and top-1 on the images to report on."""
-        model.train(False)
-        right = images = 0
-        for batch in self.report:
-            for sample in model.test_step(copy.deepcopy(batch)):
-                right += int(sample.pred_score.argmax() == sample.gt_label[0])
-                images += 1
-        own = model_costs(model, self.shape).of({})
-        return {
-            'params': own['params'],
-            'macs': own['macs'],
-            'seconds': round(seconds, 1),
-            'top1': round(100 * right / images, 2),
-            'images': images,
-        }
+def timed(row: dict, seconds: float) -> dict:
+    """A row with the seconds that it took, in the order of the file of results."""
+    return {
+        'params': row['params'],
+        'macs': row['macs'],
+        'seconds': round(seconds, 1),
+        'top1': row['top1'],
+        'images': row['images'],
+    }
 
 
 if __name__ == '__main__':
