@@ -33,8 +33,8 @@ from mcf_mm.search.shape import Shape
 
 RESULTS = Path(__file__).resolve().parents[2] / 'configs/multi_dim/results/policy_search.json'
 ALL = ['heads', 'hidden', 'qk', 'v']
-#: Searches go by the divergence from the dense network: of networks that get one photo in ten right,
-#: 200 labels tell too little.
+#: Searches go by the divergence from the dense network: 200 labels tell too little of networks that
+#: get one photo in ten right.
 PAPER = dict(criterion='hsic', compensation='none')
 SOLVED = dict(criterion='obs', compensation='least_squares')
 MCF = dict(criterion='mcf', compensation='least_squares', dims=['inputs', 'hidden'])
