@@ -51,6 +51,8 @@ def main() -> None:
             # argparse takes the name that it shows from here.
             name = command_name(name)
             sys.argv = [f'mcf-mm {name}', *arguments]
+            # Where Python looks first for what a script imports.
+            sys.path.insert(0, str(scripts[name].parent))
             runpy.run_path(str(scripts[name]), run_name='__main__')
         else:
             problem = f'there is no command {name!r}' if name else 'a command is missing'
