@@ -1,9 +1,9 @@
 """The command ``mcf-mm``, also ``python -m mcf_mm``: runs the scripts of the folder ``tools``."""
 
 import ast
-import runpy
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import mcf_mm
 from mcf_mm.compat.versions import advice, openmmlab_problems
@@ -32,6 +32,19 @@ def help_text() -> str:
     )
 
 
+def run_script(script: Path, arguments: list[str]) -> None:
+    """Run a script as ``python`` does, but for its name: argparse shows that of the command.
+
+    ``runpy.run_path`` would put the name of the file there.
+    """
+    sys.argv = [f'mcf-mm {command_name(script.stem)}', *arguments]
+    sys.path.insert(0, str(script.parent))
+    main_module = ModuleType('__main__')
+    main_module.__file__ = str(script)
+    sys.modules['__main__'] = main_module  # where processes that it starts look for it
+    exec(compile(script.read_bytes(), script, 'exec'), vars(main_module))
+
+
 def main() -> None:
     """Run the command that ``sys.argv`` names, with the rest of it.
 
@@ -48,12 +61,7 @@ def main() -> None:
         elif name == 'configs' and not arguments:
             print(shipped('configs'))
         elif command_name(name) in (scripts := commands()):
-            # argparse takes the name that it shows from here.
-            name = command_name(name)
-            sys.argv = [f'mcf-mm {name}', *arguments]
-            # Where Python looks first for what a script imports.
-            sys.path.insert(0, str(scripts[name].parent))
-            runpy.run_path(str(scripts[name]), run_name='__main__')
+            run_script(scripts[command_name(name)], arguments)
         else:
             problem = f'there is no command {name!r}' if name else 'a command is missing'
             if name == 'configs':

@@ -92,6 +92,8 @@ class Environment:
         self.python = Path(paths['scripts']) / 'python'
         self.mcf_mm = Path(paths['scripts']) / 'mcf-mm'
         self.site = Path(paths['purelib'])
+        # Python 3.11 and older put one there that is too old to build with.
+        run(self.python, '-m', 'pip', 'uninstall', '--yes', '--quiet', 'setuptools', cwd=folder)
         self.take_packages_from(SITE)
 
     def take_packages_from(self, folder: Path) -> None:
@@ -184,8 +186,6 @@ def test_help_lists_every_script(installed, tracked, tmp_path):
             assert line.endswith('.') and len(line.split()) > 4
     folder = installed.site / 'mcf_mm' / '.mim' / 'configs'
     assert run(installed.mcf_mm, 'configs', cwd=tmp_path).stdout == f'{folder}\n'
-    usage = run(installed.mcf_mm, 'new-detector', '--help', cwd=tmp_path).stdout
-    assert usage.startswith('usage: mcf-mm new-detector [-h] --images IMAGES')
 
 
 @pytest.mark.parametrize(
@@ -204,21 +204,19 @@ def test_unknown_commands(arguments, problem, tmp_path):
     assert f'mcf-mm: error: {problem}; there are complexity, configs, convert' in done.stderr
 
 
-def test_shipped_configs_from_another_folder(installed, tmp_path):
-    """One that reads a file beside it, and one on the bases of mmdet."""
-    for config, parts in (
-        ('configs/multi_dim/multi-dim-published_deit-small_8xb128_in1k.py', 'pruned'),
-        ('configs/demo/yolos_deit-micro_digits.py', 'parts'),
-    ):
-        done = run(installed.mcf_mm, 'complexity', config, '--json', cwd=tmp_path)
-        place = installed.site / 'mcf_mm' / '.mim' / config
-        assert f'no file {config} here, taking {place}' in done.stderr
-        counts = json.loads(done.stdout)
-        assert counts['params'] > 0 and counts[parts]
+def test_a_shipped_config_from_another_folder(installed, tmp_path):
+    """One that reads a file beside it."""
+    config = 'configs/multi_dim/multi-dim-published_deit-small_8xb128_in1k.py'
+    done = run(installed.mcf_mm, 'complexity', config, '--json', cwd=tmp_path)
+    place = installed.site / 'mcf_mm' / '.mim' / config
+    assert f'no file {config} here, taking {place}' in done.stderr
+    counts = json.loads(done.stdout[done.stdout.index('{') :])
+    assert counts['pruned']['macs'] < counts['macs']
     assert not list(tmp_path.iterdir())
 
 
-def test_prune_and_test(installed, tmp_path):
+def test_commands(installed, tmp_path):
+    """One after the other in one process, for OpenMMLab takes long to import."""
     network = tmp_path / 'network.pth'
     torch.save(build_model(load_config(str(ROOT / MICRO))).state_dict(), network)
     rng = np.random.default_rng(0)
@@ -228,11 +226,25 @@ def test_prune_and_test(installed, tmp_path):
             path.parent.mkdir(parents=True)
             Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
     options = ['--ratios', 'hidden=0.5', '--criterion', 'magnitude', '--num-images', '4']
-    run(installed.mcf_mm, 'prune', MICRO, network, *options, '--out', 'slim', cwd=tmp_path)
+    commands = [
+        ['prune', MICRO, str(network), *options, '--out', 'slim'],
+        ['test', 'slim/slim.py', 'slim/slim.safetensors'],
+        ['complexity', 'configs/demo/yolos_deit-micro_digits.py'],  # on the bases of mmdet
+        ['new-detector', '--help'],
+    ]
+    code = f"""
+import sys
+from mcf_mm.__main__ import main
+for command in {commands}:
+    sys.argv = ['mcf-mm', *command]
+    main()
+"""
+    out = run(installed.python, '-c', code, cwd=tmp_path).stdout
     sizes = read_header(tmp_path / 'slim' / 'slim.safetensors')['sizes']
     assert {unit['hidden'] for unit in sizes.values() if 'hidden' in unit} == {128}
-    done = run(installed.mcf_mm, 'test', 'slim/slim.py', 'slim/slim.safetensors', cwd=tmp_path)
-    assert 'accuracy/top1' in json.loads(done.stdout.splitlines()[-1])
+    assert '{"accuracy/top1": ' in out
+    assert 'configs/demo/yolos_deit-micro_digits.py at 40 x 40 pixels' in out
+    assert 'usage: mcf-mm new-detector [-h]' in out
 
 
 def test_an_editable_install_takes_those_of_the_checkout(environment, tree, tmp_path):
