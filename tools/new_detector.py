@@ -38,6 +38,7 @@ from mcf_mm.engine.new_detector import (
     pruning_budget,
 )
 from mcf_mm.files import whole_file
+from mcf_mm.shipped import command
 
 
 def parse_args() -> argparse.Namespace:
@@ -141,9 +142,9 @@ def main() -> None:
             f'for training on {"a GPU" if has_gpu else "the CPU"}: by the number of images, to '
             'start from'
         )
-        command = f'python tools/new_detector.py {shlex.join(sys.argv[1:])}'
+        started = f'{command("new_detector")} {shlex.join(sys.argv[1:])}'
         text = config_text(
-            args.detector, backbone, classes, files, boxes, size, schedule, args.out, command
+            args.detector, backbone, classes, files, boxes, size, schedule, args.out, started
         )
         with whole_file(args.out) as partial:
             partial.write_text(text, encoding='utf-8')

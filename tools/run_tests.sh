@@ -6,6 +6,7 @@
 #   bash tools/run_tests.sh tests/pruning -k surgery
 #   bash tools/run_tests.sh -n 4                    in four processes; -n 0 in pytest's own
 #   bash tools/run_tests.sh --stack classic [...]   in .venv-classic, see tools/setup.sh --help
+#   bash tools/run_tests.sh --stack oldest tests/pruning   with the lowest versions of pyproject.toml
 #
 # Two processes share the tests, but for -n, -p no:xdist, --pdb, or a single file.
 set -euo pipefail

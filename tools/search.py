@@ -28,6 +28,7 @@ from mcf_mm.pruning.criteria import CRITERIA
 from mcf_mm.search.evaluate import OBJECTIVES, SCORES
 from mcf_mm.search.samplers import SAMPLERS
 from mcf_mm.search.storage import StorageLost
+from mcf_mm.shipped import command
 
 
 def parse_args() -> argparse.Namespace:
@@ -148,7 +149,7 @@ def next_command(args: argparse.Namespace) -> str:
     """What to run to prune by the policy."""
     facts = json.loads((args.out / 'policy.json').read_text(encoding='utf-8'))['search']
     return (
-        f'next: python tools/prune.py {args.config} {args.checkpoint} --sizes '
+        f'next: {command("prune")} {args.config} {args.checkpoint} --sizes '
         f'{args.out / "policy.json"} --criterion {args.criterion} --compensation '
         f'{facts["compensation"]} --num-images {facts["num_images"]} --seed {facts["seed"]} --out '
         f'{args.out / "slim"}\n'

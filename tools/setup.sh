@@ -6,18 +6,22 @@
 #   bash tools/setup.sh                     .venv, with python3
 #   PYTHON=python3.12 bash tools/setup.sh   with another Python, 3.10 or newer
 #   bash tools/setup.sh --stack classic     .venv-classic, with python3.10 or PYTHON
+#   bash tools/setup.sh --stack oldest      .venv-oldest, with python3.10 or PYTHON, needs uv
+#   bash tools/setup.sh --stack newest      .venv-newest, with python3 or PYTHON
 #
-# The current stack has the OpenMMLab packages that are
-# maintained, onedl-mmcv and so on, at the versions of tools/constraints.txt. The classic stack has
-# the original ones of 2024, with the torch and Python of their time, at the versions of
+# The current stack has the OpenMMLab packages that are maintained, onedl-mmcv and so on, at the
+# versions of tools/constraints.txt. The classic stack has the original ones of 2024, with the torch and Python of their time, at the versions of
 # tools/constraints-classic.txt; it is larger (about 5 GB), and has an environment of its own
-# because both bring the same import names.
+# because both bring the same import names. The oldest and the newest stack have the lowest and the
+# highest versions that pyproject.toml allows; the lowest torch is a download of some 2.7 GB. Delete
+# .venv-newest to look for newer ones.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: error: $*" >&2; exit 1; }
 
+upgrade=()
 case "$*" in
     '' | '--stack current')
         venv=.venv
@@ -37,9 +41,26 @@ case "$*" in
         default_python=python3.10
         python_range='3.10'
         in_range='sys.version_info[:2] == (3, 10)' ;;
+    '--stack oldest')
+        venv=.venv-oldest
+        constraints=/dev/null
+        upgrade=(--resolution lowest-direct)
+        packages=(-e '.[mm,test]')
+        default_python=python3.10
+        python_range='3.10'
+        in_range='sys.version_info[:2] == (3, 10)'
+        command -v uv > /dev/null || fail "--stack oldest needs uv: pip cannot choose old versions" ;;
+    '--stack newest')
+        venv=.venv-newest
+        constraints=/dev/null
+        upgrade=(--upgrade)
+        packages=(-e '.[mm,demo,test,search,postgres,huggingface,onnx]')
+        default_python=python3
+        python_range='3.10 or newer'
+        in_range='sys.version_info >= (3, 10)' ;;
     -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' tools/setup.sh; exit ;;
-    *) fail "cannot take '$*'; it is 'bash tools/setup.sh' or, with the original OpenMMLab" \
-        "packages, 'bash tools/setup.sh --stack classic'" ;;
+    *) fail "cannot take '$*'; it is 'bash tools/setup.sh', or with --stack classic, oldest or" \
+        "newest, see --help" ;;
 esac
 
 # Without PYTHON an environment that works keeps its Python, whatever python3 is by now.
@@ -76,7 +97,7 @@ else
     say "making $PWD/$venv with Python $version"
     rm -rf $venv
     if [[ -n $uv ]]; then
-        uv venv --quiet --python "$python" $venv
+        "$uv" venv --quiet --python "$python" $venv
     else
         "$python" -m venv $venv ||
             fail "'$python -m venv' failed; on Debian and Ubuntu: apt install python3-venv"
@@ -93,13 +114,14 @@ if [[ -z $uv ]]; then
 fi
 if [[ -n $uv ]]; then
     say "installing with uv"
-    uv pip install --python $venv/bin/python -c $constraints "${packages[@]}"
+    "$uv" pip install --python $venv/bin/python ${upgrade[@]+"${upgrade[@]}"} -c $constraints \
+        "${packages[@]}"
 else
     say "installing with pip"
     # A terminal gets pip's progress bars, a log only what goes wrong.
     if [[ -t 1 ]]; then quiet=(); else quiet=(--quiet); fi
     $venv/bin/python -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check \
-        -c $constraints "${packages[@]}"
+        ${upgrade[@]+"${upgrade[@]}"} -c $constraints "${packages[@]}"
 fi
 
 say "checking that everything imports"

@@ -6,6 +6,6 @@ custom_hooks = [
     dict(
         type='mcf_mm.PruningHook',
         criterion=dict(type='HSIC'),
-        sizes='configs/multi_dim/policies/deit-small_published.json',
+        sizes='{{ fileDirname }}/policies/deit-small_published.json',
     )
 ]

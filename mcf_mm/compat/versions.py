@@ -5,7 +5,9 @@ import importlib.util
 import platform
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import mcf_mm
@@ -67,11 +69,38 @@ def openmmlab_problems() -> list[str]:
     return problems
 
 
-def _advice(problems: Sequence[str]) -> str:
+def install_command(*extras: str) -> str:
+    """Return the command that installs what extras of mcf_mm need.
+
+    No package index has mcf_mm itself, so that ``pip install 'mcf-mm[extra]'`` finds nothing.
+
+    Args:
+        *extras: Names of ``[project.optional-dependencies]`` in pyproject.toml, such as ``'mm'``.
+
+    Returns:
+        ``pip install -e '.[extra]'`` in a checkout, otherwise ``pip install`` with each
+        requirement.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / 'pyproject.toml').is_file():
+        return f"pip install -e '.[{','.join(extras)}]' in {checkout}"
+    if installed_version('mcf-mm') is None:  # the bare folder of the package on the path
+        return f'install what pyproject.toml of mcf_mm lists as {" and ".join(extras)}'
+    wanted = [Requirement(line) for line in importlib.metadata.requires('mcf-mm') or []]
+    names = sorted(
+        f"'{one.name}{one.specifier}'"
+        for one in wanted
+        if one.marker and any(one.marker.evaluate({'extra': extra}) for extra in extras)
+    )
+    return f'pip install {" ".join(names)}'
+
+
+def advice(problems: Sequence[str]) -> str:
+    """Say what is wrong with OpenMMLab, see :func:`openmmlab_problems`, and what to install."""
     return (
         f'mcf_mm.pruning works with torch alone, the rest of mcf_mm needs OpenMMLab: '
-        f"{'; '.join(problems)}. Install the tested versions with: pip install 'mcf-mm[mm]' "
-        '(in an environment without the original OpenMMLab packages, which it would overwrite)'
+        f'{"; ".join(problems)}. Install supported versions with: {install_command("mm")} '
+        '(not beside the original OpenMMLab packages, which it would overwrite)'
     )
 
 
@@ -84,8 +113,8 @@ def require_openmmlab() -> None:
     if problems := openmmlab_problems():
         # MMEngine hides an ImportError of the registry that it looks up for type='mcf_mm.X' and
         # ends with a KeyError that gives no reason: the warning gives it.
-        warnings.warn(_advice(problems), stacklevel=2)
-        raise ImportError(_advice(problems))
+        warnings.warn(advice(problems), stacklevel=2)
+        raise ImportError(advice(problems))
 
 
 def build_operators_advice() -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from pathlib import Path
 
 from mmengine.config import Config
@@ -10,17 +11,35 @@ from rich.console import Console
 from rich.progress import track
 
 from mcf_mm.registry import own_scope, split_type
+from mcf_mm.shipped import shipped
+
+
+def find_config(path: str) -> str:
+    """Return the file of a config: as given, or for ``configs/...`` that which mcf_mm comes with.
+
+    The second is said in a line on stderr.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if Path(path).is_file():
+        return path
+    configs = shipped('configs')
+    if Path(path).parts[:1] == ('configs',) and (found := configs.parent / path).is_file():
+        print(f'no file {path} here, taking {found}', file=sys.stderr)
+        return str(found)
+    raise FileNotFoundError(f'no config file {path}; those of mcf_mm are in {configs}')
 
 
 def read_config(path: str, options: dict | None = None) -> Config:
     """Read a config file and apply what the command line says; its code is run.
 
+    See :func:`find_config` for configs of mcf_mm from another folder.
+
     Raises:
         FileNotFoundError: There is no such file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'no config file {path}')
-    cfg = Config.fromfile(path)
+    cfg = Config.fromfile(find_config(path))
     cfg.merge_from_dict(options or {})
     return cfg
 

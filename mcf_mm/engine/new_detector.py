@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-import mcf_mm
 from mcf_mm.analysis.complexity import count_complexity
 from mcf_mm.datasets.own_data import Boxes
 from mcf_mm.engine.config import input_shape, read_config
 from mcf_mm.engine.networks import build_model
+from mcf_mm.shipped import command, shipped
 from mcf_mm.weights.checkpoint import read_state_dict
 
 #: Width and number of blocks of the DeiTs that mmpretrain knows by name.
@@ -29,8 +29,6 @@ NEW_PARTS = {
     'faster-rcnn': ('neck', 'rpn_head', 'roi_head'),
     'yolos': ('bbox_head',),
 }
-#: Where configs/yolos is: beside the package.
-CONFIGS = Path(mcf_mm.__file__).resolve().parents[1] / 'configs'
 #: Images that are shown in training: ours, an afternoon on two CPU cores or an hour on a GPU.
 SHOWN = dict(cpu=6_000, gpu=60_000)
 
@@ -86,7 +84,7 @@ def find_backbone(name: str, checkpoint: str | None = None) -> Backbone:
             advice = (
                 f'. Save the weights of timm ({timm_name}) and convert them: python -c "import '
                 f"timm, torch; torch.save(timm.create_model('{timm_name}', pretrained=True)"
-                f".state_dict(), '{timm_name}.pth')\"; python tools/convert_checkpoint.py "
+                f".state_dict(), '{timm_name}.pth')\"; {command('convert_checkpoint')} "
                 f'{timm_name}.pth {source} --to mmpretrain'
             )
         raise FileNotFoundError(f'no weights {source}{advice}')
@@ -157,7 +155,7 @@ def config_text(
 
     Raises:
         ValueError: The detector is unknown.
-        FileNotFoundError: The detector is YOLOS and configs/yolos is not beside the package.
+        FileNotFoundError: The detector is YOLOS and the configs of mcf_mm are not there.
     """
     if detector not in DETECTORS:
         raise ValueError(f'--detector must be one of {", ".join(DETECTORS)}, got {detector!r}')
@@ -260,11 +258,7 @@ def neck_width(backbone: Backbone) -> int:
 
 
 def _yolos(backbone: Backbone, boxes: Boxes, size: int, out: str | Path) -> dict[str, str]:
-    base = CONFIGS / 'yolos' / 'yolos_deit-small_8xb1-150e_coco.py'
-    if not base.is_file():
-        raise FileNotFoundError(
-            f'no config {base}, which that of a YOLOS inherits: run from a checkout of mcf_mm'
-        )
+    base = shipped('configs') / 'yolos' / 'yolos_deit-small_8xb1-150e_coco.py'
     relative = Path(os.path.relpath(base, Path(out).resolve().parent)).as_posix()
     height = math.ceil(float((boxes.images.min(1) / boxes.images.max(1)).mean()) * size / 16) * 16
     settings = dict(
@@ -320,10 +314,11 @@ def next_commands(out: str | Path, images: str | Path, schedule: Schedule, budge
         f'train_cfg.max_epochs={epochs} param_scheduler.1.T_max={epochs} '
         f'param_scheduler.1.end={epochs}'
     )
-    return f"""python tools/train.py {out}
-python tools/prune.py {out} {dense}/{last} --budget {budget} --out {small}
-python tools/train.py {small}/slim.py --work-dir {small} --cfg-options {options}
-python tools/test.py {out} {dense}/{last}
-python tools/test.py {small}/slim.py {small}/epoch_{epochs}.pth
-python tools/detect.py {images} --config {out} --checkpoint {dense}/{last} \\
+    train, prune, test, detect = (command(tool) for tool in ('train', 'prune', 'test', 'detect'))
+    return f"""{train} {out}
+{prune} {out} {dense}/{last} --budget {budget} --out {small}
+{train} {small}/slim.py --work-dir {small} --cfg-options {options}
+{test} {out} {dense}/{last}
+{test} {small}/slim.py {small}/epoch_{epochs}.pth
+{detect} {images} --config {out} --checkpoint {dense}/{last} \\
     --against {small}/slim.py {small}/epoch_{epochs}.pth --out work_dirs/{stem}_pictures"""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mcf_mm.compat.versions import install_command
 from mcf_mm.search.storage import import_optuna
 
 #: A Gaussian process (Matern 5/2, log expected improvement), a multivariate tree-structured Parzen
@@ -33,7 +34,7 @@ def check_sampler(name: str) -> None:
         except ImportError as error:
             raise ImportError(
                 f"sampler='botorch' needs optuna-integration and botorch ({error}): "
-                "pip install -e '.[search,botorch]'"
+                f'{install_command("search", "botorch")}'
             ) from None
 
 

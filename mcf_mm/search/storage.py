@@ -10,11 +10,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mcf_mm.compat.versions import install_command
+
 Result = TypeVar('Result')
 
 #: Seconds between signs of life of a worker, and after how many it counts as dead on other hosts.
 BEAT, GRACE = 30, 120
-ADVICE = "pip install -e '.[search]'"
 
 
 class StorageLost(RuntimeError):
@@ -27,14 +28,15 @@ def import_optuna() -> Any:
     Raises:
         ImportError: It or what it needs is missing; the message says how to install it.
     """
+    advice = install_command('search')
     for name in ('optuna', 'scipy', 'matplotlib'):
         try:
             import_module(name)
         except ImportError as error:
-            raise ImportError(f'a search needs {name} ({error}): {ADVICE}') from None
+            raise ImportError(f'a search needs {name} ({error}): {advice}') from None
     optuna = import_module('optuna')
     if int(optuna.__version__.partition('.')[0]) != 5:
-        raise ImportError(f'a search needs Optuna 5, {optuna.__version__} is installed: {ADVICE}')
+        raise ImportError(f'a search needs Optuna 5, {optuna.__version__} is installed: {advice}')
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for category in (optuna.exceptions.ExperimentalWarning, FutureWarning):
         warnings.filterwarnings('ignore', category=category, module='optuna')
@@ -101,7 +103,7 @@ def open_storage(url: str) -> Any:
         cause = error.__cause__ or error
         raise ImportError(
             f'storage {hidden(url)!r} needs the driver of its database ({cause}): for PostgreSQL '
-            "pip install -e '.[postgres]'"
+            f'{install_command("postgres")}'
         ) from None
 
 

@@ -13,6 +13,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 import mcf_mm
+from mcf_mm.compat.versions import install_command
 from mcf_mm.files import whole_file
 from mcf_mm.weights.exported import ExportedClassifier, ExportedNetwork, ExportedYOLOS
 
@@ -113,7 +114,7 @@ def check_packages() -> None:
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ImportError(
-            f"the export to ONNX needs {', '.join(missing)}: pip install 'mcf-mm[onnx]'"
+            f'the export to ONNX needs {", ".join(missing)}: {install_command("onnx")}'
         )
 
 

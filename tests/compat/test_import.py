@@ -100,7 +100,7 @@ for use in (mcf_mm.register, lambda: import_module('mcf_mm.registry')):
     assert first == second
     for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain'):
         assert f'{name} is missing (supported: >=' in first
-    assert "pip install 'mcf-mm[mm]'" in first
+    assert "pip install -e '.[mm]' in " in first
 
 
 def test_one_custom_import_does_everything(tmp_path):

@@ -33,7 +33,7 @@ def test_unsupported_version_is_said_by_name(tmp_path, monkeypatch):
         'mmcv is 2.4.0rc1 from onedl-mmcv (supported: >=2.1,<2.4)',
         'mmdet is 2.28.0 from mmdet (supported: >=3.3,<4)',
     ]
-    advice = r"mmdet is 2\.28\.0.*pip install 'mcf-mm\[mm\]'"
+    advice = r"mmdet is 2\.28\.0.*pip install -e '\.\[mm\]' in "
     with pytest.warns(UserWarning, match=advice), pytest.raises(ImportError, match=advice):
         versions.require_openmmlab()
 

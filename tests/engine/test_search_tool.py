@@ -79,8 +79,7 @@ def test_a_policy_on_the_budget_that_prune_takes(dense, tmp_path):
     assert '4 trials are in sqlite' in out and trials(tmp_path, 'search')[:4] == rows
     # The command that it tells.
     told = next(line for line in out.splitlines() if line.startswith('next: python '))
-    words = told.removeprefix('next: python tools/prune.py ').split()
-    pruned = run_tool([ROOT / 'tools' / 'prune.py', *words])
+    pruned = run_tool(told.removeprefix('next: python ').split())
     assert pruned.returncode == 0, pruned.stderr
     header = read_header(folder / 'slim' / 'slim.safetensors')
     for name, own in read_policy(folder / 'policy.json').items():

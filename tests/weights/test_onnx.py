@@ -224,6 +224,6 @@ def test_what_cannot_be_exported(yolos_cfg, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='YOLOX cannot be exported: only'):
         export_checkpoint(yolos_cfg, *arguments)
     monkeypatch.setattr(onnx_export_module, 'PACKAGES', ('onnx', 'no_such_package'))
-    with pytest.raises(ImportError, match=r"needs no_such_package: pip install 'mcf-mm\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"needs no_such_package: pip install -e '\.\[onnx\]'"):
         export_checkpoint(yolos_cfg, *arguments)
     assert not list(tmp_path.glob('*.onnx'))
