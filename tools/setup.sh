@@ -10,9 +10,9 @@
 #   bash tools/setup.sh --stack newest      .venv-newest, with python3 or PYTHON
 #
 # The current stack has the OpenMMLab packages that are maintained, onedl-mmcv and so on, at the
-# versions of tools/constraints.txt. The classic stack has the original ones of 2024, with the torch and Python of their time, at the versions of
-# tools/constraints-classic.txt; it is larger (about 5 GB), and has an environment of its own
-# because both bring the same import names. The oldest and the newest stack have the lowest and the
+# versions of tools/constraints.txt. The classic stack has the original ones of 2024, with the torch
+# and Python of their time, at the versions of tools/constraints-classic.txt; it is larger (about
+# 5 GB), and has an environment of its own because both bring the same import names. The oldest and the newest stack have the lowest and the
 # highest versions that pyproject.toml allows; the lowest torch is a download of some 2.7 GB. Delete
 # .venv-newest to look for newer ones.
 set -euo pipefail
