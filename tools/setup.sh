@@ -112,16 +112,15 @@ if [[ -z $uv ]]; then
     fi
     if [[ -x $venv/bin/uv ]]; then uv=$venv/bin/uv; fi
 fi
+# A terminal gets progress bars, a log only what goes wrong.
+if [[ -t 1 ]]; then quiet=(); else quiet=(--quiet); fi
+options=(${quiet[@]+"${quiet[@]}"} ${upgrade[@]+"${upgrade[@]}"} -c $constraints "${packages[@]}")
 if [[ -n $uv ]]; then
     say "installing with uv"
-    "$uv" pip install --python $venv/bin/python ${upgrade[@]+"${upgrade[@]}"} -c $constraints \
-        "${packages[@]}"
+    "$uv" pip install --python $venv/bin/python "${options[@]}"
 else
     say "installing with pip"
-    # A terminal gets pip's progress bars, a log only what goes wrong.
-    if [[ -t 1 ]]; then quiet=(); else quiet=(--quiet); fi
-    $venv/bin/python -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check \
-        ${upgrade[@]+"${upgrade[@]}"} -c $constraints "${packages[@]}"
+    $venv/bin/python -m pip install --disable-pip-version-check "${options[@]}"
 fi
 
 say "checking that everything imports"
