@@ -25,15 +25,20 @@ from mcf_mm.engine.networks import build_model
 from mcf_mm.files import whole_file
 
 CONFIGS = {
-    'raccoon': 'retinanet_deit-tiny_sfp_2cpu-20e_raccoon.py',
-    'facemask': 'retinanet_deit-tiny_sfp_2cpu-12e_facemask.py',
+    'raccoon': 'detectors/retinanet_deit-tiny_sfp_2cpu-20e_raccoon.py',
+    'facemask': 'detectors/retinanet_deit-tiny_sfp_2cpu-12e_facemask.py',
+}
+#: What prunes within the training itself.
+SIDT_CONFIGS = {
+    'raccoon': 'sidt/retinanet_sidt-deit-tiny_sfp_2cpu-20e_raccoon.py',
+    'facemask': 'sidt/retinanet_sidt-deit-tiny_sfp_2cpu-12e_facemask.py',
 }
 RESULTS = ROOT / 'configs/detectors/results/box_detectors.json'
 CLASSIFIER = ROOT / 'configs/mcf/deit-tiny_imagenet-samples.py'
 DENSE = 'checkpoints/deit_tiny_in1k.safetensors'
 MCF = ['--ratio', '0.4', '--method', 'mcf', '--compensation', 'least_squares']
 HEAL = ['--heal', 'epochs=18,lr=3e-5,bf16=True,folder=data/tiny_imagenet/train']
-#: Title and options of tools/prune.py of each backbone; all pruned ones have 3.869 M parameters.
+#: Title and options of tools/prune.py of each backbone; all that it prunes have 3.869 M parameters.
 BACKBONES = {
     'dense': ('dense', None),
     'all': ('all dimensions, closed form', ['--budget', 'params=3869416']),
@@ -43,6 +48,7 @@ BACKBONES = {
         'hidden units alone, FIS, least squares',
         ['--input-ratio', '0', '--hidden-ratio', '0.52', '--compensation', 'least_squares'],
     ),
+    'sidt': ('SiDT, searched on the detector itself', None),
 }
 
 
@@ -75,15 +81,18 @@ def backbone_options(name: str, out: Path) -> list[str]:
 
 def main() -> None:
     args = parse_args()
-    config = ROOT / 'configs/detectors' / CONFIGS[args.data]
+    configs = {
+        name: ROOT / 'configs' / (SIDT_CONFIGS if name == 'sidt' else CONFIGS)[args.data]
+        for name in args.only
+    }
     results = json.loads(args.results.read_text()) if args.results.is_file() else {}
     options = {name: backbone_options(name, args.out) for name in args.only}
     # Seeds in the outer loop: whenever it is stopped, all backbones are equally far.
     for seed in args.seeds:
         for name in args.only:
             work_dir = args.out / f'{args.data}_{name}_seed{seed}'
-            if not complete(config, work_dir):
-                command = train_command(config, work_dir, seed, options[name])
+            if not complete(configs[name], work_dir):
+                command = train_command(configs[name], work_dir, seed, options[name])
                 subprocess.run(command, check=True)
             row = last_scores(logged(work_dir))
             if not row:
@@ -93,6 +102,8 @@ def main() -> None:
             write(args.results, results)
     models = {}
     for name in args.only:
+        slim = args.out / f'{args.data}_{name}_seed{args.seeds[0]}' / 'slim.py'
+        config = slim if slim.is_file() else configs[name]
         cfg = load_config(str(config), None, dict(pair.split('=', 1) for pair in options[name]))
         models[name] = build_model(cfg)
     for name, speed in compare(models, input_shape(cfg), batch_size=8).networks.items():
