@@ -50,6 +50,9 @@ PROMISES = {
     'Logits and boxes are those of transformers': [
         'weights/test_convert_yolos.py',
     ],
+    'A test set that shares a file with them is refused': [
+        'comparison/test_compare_tool.py::test_bad_arguments',
+    ],
     'a damaged image, a wrong box or category': [
         'datasets/test_coco.py',
         'engine/test_bad_input.py',
