@@ -50,6 +50,8 @@ ROWS: dict[str, dict[str, Any]] = {
     'HSIC, no tokens, GP': dict(PAPER, dims=['heads', 'hidden'], sampler='gp'),
     'HSIC, least squares, uniform': dict(PAPER, compensation='least_squares'),
     'HSIC, least squares, GP': dict(PAPER, compensation='least_squares', sampler='gp'),
+    'HSIC, least squares, TPE': dict(PAPER, compensation='least_squares', sampler='tpe'),
+    'HSIC, least squares, random': dict(PAPER, compensation='least_squares', sampler='random'),
     'MCF, uniform': dict(MCF),
     'MCF, GP': dict(MCF, sampler='gp'),
     'OBS, uniform': dict(SOLVED, dims=[*ALL, 'tokens']),
