@@ -13,6 +13,7 @@ from mcf_mm.pruning.streams import (
     Tokens,
     finite_images,
     gather,
+    gram,
     sum_over_processes,
 )
 from mcf_mm.pruning.unit import Unit
@@ -170,7 +171,7 @@ class MomentObserver(Observer):
         self._add(values, (1 - part) * plain + part * felt)
         for half, own in enumerate(self.halves):
             flat = grad[half::2].flatten(0, 1)
-            own.metric += (flat.T @ flat).double()
+            own.metric += gram(flat).double()
 
     def end_batch(self, names: Sequence[str] | None) -> None:
         self._check(self.finite, 'input or gradient', names)
@@ -225,7 +226,7 @@ def normalised(share: Tensor) -> Tensor:
 def weighted_moments(values: Tensor, share: Tensor) -> Tensor:
     """Second moments of ``(B, N, I)`` with weights ``(B, N)``: double ``(I, I)``, a sum."""
     flat = (values * share.sqrt()[..., None]).flatten(0, 1)
-    return (flat.T @ flat).double()
+    return gram(flat).double()
 
 
 def require_images(observer: Observer) -> None:

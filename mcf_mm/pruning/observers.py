@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcf_mm.pruning.streams import Rows, Tokens, gather, moment_tokens, sum_over_processes
+from mcf_mm.pruning.streams import Rows, Tokens, gather, gram, moment_tokens, sum_over_processes
 from mcf_mm.pruning.unit import Place, Unit
 from mcf_mm.pruning.units import Attention
 
@@ -189,7 +189,7 @@ class ActivationObserver(Observer):
             some = some.flatten(0, 1) if counted is None else some[counted[:, chosen]]
             self.moment_count += len(some)
             self.moment_total += some.sum(0).double()
-            self.moments += (some.T @ some).double()
+            self.moments += gram(some).double()
 
     def end_batch(self, names: Sequence[str] | None) -> None:
         if self.rows.rows is None:

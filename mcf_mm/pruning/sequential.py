@@ -12,7 +12,7 @@ from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.moments import sample_tokens, take
 from mcf_mm.pruning.observers import CalibrationError
 from mcf_mm.pruning.solves import augmented, regularise
-from mcf_mm.pruning.streams import Tokens, sum_over_processes
+from mcf_mm.pruning.streams import Tokens, gram, sum_over_processes
 from mcf_mm.pruning.structure import Structure
 from mcf_mm.pruning.swap import replaced
 from mcf_mm.pruning.unit import Unit
@@ -156,7 +156,7 @@ def _solved(
             x = torch.cat((x, x.new_ones(*x.shape[:2], 1)), 2) * share.sqrt()[..., None]
             y = (y * share.sqrt()[..., None]).flatten(0, 1)
             x = x.flatten(0, 1)
-            moments += (x.T @ x).double()
+            moments += gram(x).double()
             cross += (y.T @ x).double()
     finally:
         for handle in handles:
