@@ -29,7 +29,7 @@ CONFIGS = {
     'facemask': 'retinanet_deit-tiny_sfp_2cpu-12e_facemask.py',
 }
 RESULTS = ROOT / 'configs/detectors/results/box_detectors.json'
-CLASSIFIER = ROOT / 'configs/mcf/deit-tiny_imagenet-samples.py'
+CLASSIFIER = ROOT / 'configs/experiments/deit-tiny_imagenet-samples.py'
 DENSE = 'checkpoints/deit_tiny_in1k.safetensors'
 MCF = ['--ratio', '0.4', '--method', 'mcf', '--compensation', 'least_squares']
 HEAL = ['--heal', 'epochs=18,lr=3e-5,bf16=True,folder=data/tiny_imagenet/train']
@@ -75,7 +75,7 @@ def backbone_options(name: str, out: Path) -> list[str]:
 
 def main() -> None:
     args = parse_args()
-    config = ROOT / 'configs/detectors' / CONFIGS[args.data]
+    config = ROOT / 'configs/experiments' / CONFIGS[args.data]
     results = json.loads(args.results.read_text()) if args.results.is_file() else {}
     options = {name: backbone_options(name, args.out) for name in args.only}
     # Seeds in the outer loop: whenever it is stopped, all backbones are equally far.
