@@ -201,7 +201,7 @@ def test_unknown_commands(arguments, problem, tmp_path):
     env = dict(os.environ, PYTHONPATH=str(ROOT))
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
-    assert f'mcf-mm: error: {problem}; there are complexity, configs, convert' in done.stderr
+    assert f'mcf-mm: error: {problem}; there are compare, complexity, configs' in done.stderr
 
 
 def test_a_shipped_config_from_another_folder(installed, tmp_path):

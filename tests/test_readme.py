@@ -58,6 +58,9 @@ PROMISES = {
         'engine/test_bad_input.py',
         'weights/test_check.py',
     ],
+    'A test set that shares a file with them is refused': [
+        'comparison/test_compare_tool.py::test_bad_arguments',
+    ],
     'Every tool compares each name and shape of a checkpoint': [
         'weights/test_check.py',
         'engine/test_same_run.py::test_weights_that_do_not_fit_stop_training',
@@ -137,6 +140,52 @@ def test_links_lead_to_what_is_there(page):
             # As GitHub names them.
             anchors = [re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles]
             assert anchor in anchors, f'{link}: no such heading'
+
+
+#: A path in the repository, as text has it: with patterns of a shell, and variables of one.
+REPOSITORY_PATH = re.compile(r'(?<![\w./-])(?:configs|tools|tests|mcf_mm)/[\w.*?{},$/-]*')
+#: No files of the checkout: any script, and a folder of the wheel.
+PLACEHOLDERS = {'tools/NAME.py', 'mcf_mm/.mim'}
+
+
+def paths(code: str) -> list[str]:
+    """Paths of the repository that code names, but those that it writes, with loops unrolled."""
+    written = set(re.findall(r'--out (\S+)', code))
+    found = [path for path in REPOSITORY_PATH.findall(code) if path not in written]
+    for name, values in re.findall(r'for (\w+) in ([^;]+);', code):
+        variable = f'${{{name}}}'
+        found = [
+            path.replace(variable, value)
+            for path in found
+            for value in (values.split() if variable in path else [''])
+        ]
+    return found
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_code_name_files_that_are_there(page):
+    text = page.read_text(encoding='utf-8')
+    code = '\n'.join(re.findall(r'```.*?```', text, re.DOTALL))
+    text = re.sub(r'```.*?```', '', text, flags=re.DOTALL)
+    inline = '\n'.join(re.findall(r'`([^`\n]+)`', text))
+    named = set(paths(code) + paths(inline)) - PLACEHOLDERS
+    assert not [path for path in sorted(named) if not any(ROOT.glob(path))]
+
+
+def test_the_page_of_experiments_has_each_once():
+    folder = ROOT / 'configs' / 'experiments'
+    rows = [line for line in (folder / 'README.md').read_text().splitlines() if line[:3] == '| `']
+    patterns = [re.findall(r'`([^`]+\.py)`', row.split('|')[1]) for row in rows]
+    found = [path.name for row in patterns for pattern in row for path in folder.glob(pattern)]
+    assert sorted(found) == sorted(path.name for path in folder.glob('*.py'))
+
+
+def test_paths_of_a_loop_and_not_those_that_are_written():
+    code = """for NAME in a b; do
+        python tools/train.py configs/${NAME}_c.py --out configs/mine.py
+        python tools/test.py configs/mine.py /elsewhere/configs/d.py
+    done"""
+    assert paths(code) == ['tools/train.py', 'configs/a_c.py', 'configs/b_c.py', 'tools/test.py']
 
 
 def test_tables_are_as_the_files_of_results_say():

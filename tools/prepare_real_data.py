@@ -1,4 +1,4 @@
-"""Unpacks the real data sets and makes the checkpoints that the README's real run starts from.
+"""Unpacks the real data sets and makes the checkpoints of the runs in configs/experiments.
 
     python tools/prepare_real_data.py FOLDER
 

@@ -9,21 +9,8 @@ python tools/convert_checkpoint.py deit_small_patch16_224-cd65a155.pth \
     checkpoints/deit_small_in1k.safetensors --to mmpretrain
 """
 
-_base_ = 'mmpretrain::deit/deit-small_4xb256_in1k.py'
-custom_imports = dict(imports=['mcf_mm.registry'])
+_base_ = '../_base_/imagenet/deit-small_8xb128.py'
 
 ratio = 0.4  # share of the inputs and of the hidden units of each FFN that goes
-max_epochs = 100
-learning_rate = 1e-4  # for 8 GPUs with 128 images each
-
-model = dict(backbone=dict(type='mcf_mm.SlimVisionTransformer'))
-load_from = 'checkpoints/deit_small_in1k.safetensors'
 
 custom_hooks = [dict(type='mcf_mm.MCFPruningHook', ratio=ratio, start_epoch=0)]
-
-train_dataloader = dict(batch_size=128)
-optim_wrapper = dict(optimizer=dict(lr=learning_rate, weight_decay=0.05))
-param_scheduler = [
-    dict(type='CosineAnnealingLR', T_max=max_epochs, eta_min=1e-6, convert_to_iter_based=True)
-]
-train_cfg = dict(max_epochs=max_epochs)

@@ -5,7 +5,8 @@ python tools/convert_checkpoint.py deit_tiny_patch16_224-a1311bcf.pth \
     checkpoints/deit_tiny_in1k.safetensors --to mmpretrain
 """
 
-_base_ = './mcf_deit-small_8xb128_in1k.py'
+_base_ = '../_base_/imagenet/deit-tiny_8xb128.py'
 
-model = dict(backbone=dict(arch='deit-tiny'), head=dict(in_channels=192))
-load_from = 'checkpoints/deit_tiny_in1k.safetensors'
+ratio = 0.4  # share of the inputs and of the hidden units of each FFN that goes
+
+custom_hooks = [dict(type='mcf_mm.MCFPruningHook', ratio=ratio, start_epoch=0)]

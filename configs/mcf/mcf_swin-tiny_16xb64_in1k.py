@@ -5,7 +5,8 @@ python tools/convert_checkpoint.py swin_tiny_patch4_window7_224.pth \
     checkpoints/swin_tiny_in1k.safetensors --to mmpretrain
 """
 
-_base_ = './mcf_swin-base_16xb64_in1k.py'
+_base_ = '../_base_/imagenet/swin-tiny_16xb64.py'
 
-model = dict(backbone=dict(arch='tiny', drop_path_rate=0.2), head=dict(in_channels=768))
-load_from = 'checkpoints/swin_tiny_in1k.safetensors'
+ratio = 0.3  # share of the inputs and of the hidden units of each FFN that goes
+
+custom_hooks = [dict(type='mcf_mm.MCFPruningHook', ratio=ratio, start_epoch=0)]

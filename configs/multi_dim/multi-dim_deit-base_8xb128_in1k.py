@@ -4,10 +4,7 @@ Search first, as multi-dim_deit-small_8xb128_in1k.py says, with --out work_dirs/
 Weights as in ../mcf/mcf_deit-base_8xb128_in1k.py.
 """
 
-_base_ = './multi-dim_deit-small_8xb128_in1k.py'
-
-model = dict(backbone=dict(arch='deit-base', drop_path_rate=0.1), head=dict(in_channels=768))
-load_from = 'checkpoints/deit_base_in1k.safetensors'
+_base_ = '../_base_/imagenet/deit-base_8xb128.py'
 
 custom_hooks = [
     dict(

@@ -6,10 +6,10 @@ python tools/search.py configs/multi_dim/multi-dim_deit-small_8xb128_in1k.py \
     --out work_dirs/multi_dim/deit-small
 
 This run then cuts the network at its start and recovers. The paper gives no recipe; this one is
-MCF's (ours). Weights as in ../mcf/mcf_deit-small_8xb128_in1k.py.
+that of ../mcf (ours). Weights as in ../mcf/mcf_deit-small_8xb128_in1k.py.
 """
 
-_base_ = '../mcf/mcf_deit-small_8xb128_in1k.py'
+_base_ = '../_base_/imagenet/deit-small_8xb128.py'
 
 custom_hooks = [
     dict(

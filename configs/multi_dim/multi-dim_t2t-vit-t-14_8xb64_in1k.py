@@ -6,10 +6,13 @@ The weights are those of the publication under mmpretrain's names: mmpretrain's 
 another function, see mcf_mm.SlimT2T_ViT, and its weights do not fit.
 """
 
-_base_ = 'mmpretrain::t2t_vit/t2t-vit-t-14_8xb64_in1k.py'
+_base_ = [
+    'mmpretrain::_base_/models/t2t-vit-t-14.py',
+    'mmpretrain::_base_/datasets/imagenet_bs64_t2t_224.py',
+    '../_base_/schedules/in1k_100e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
 custom_imports = dict(imports=['mcf_mm.registry'])
-
-max_epochs = 100
 
 model = dict(backbone=dict(type='mcf_mm.SlimT2T_ViT'))
 load_from = 'checkpoints/t2t-vit-t-14_in1k.safetensors'
@@ -22,9 +25,13 @@ custom_hooks = [
     )
 ]
 
-# The recipe of ../mcf (ours), for 8 GPUs with 64 images each.
-optim_wrapper = dict(optimizer=dict(lr=5e-5))
-param_scheduler = [
-    dict(type='CosineAnnealingLR', T_max=max_epochs, eta_min=1e-6, convert_to_iter_based=True)
-]
-train_cfg = dict(max_epochs=max_epochs)
+# As in mmpretrain's config, but for the rate: that of ../mcf for 8 GPUs with 64 images each.
+optim_wrapper = dict(
+    optimizer=dict(type='AdamW', _scope_='mmpretrain', lr=5e-5, weight_decay=0.05),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        custom_keys={'cls_token': dict(decay_mult=0.0)},
+    ),
+)
+auto_scale_lr = dict(base_batch_size=512)

@@ -4,7 +4,7 @@ The share of the paper is 20 % or 40 % (--cfg-options custom_hooks.0.ratio=0.4).
 known: epochs and rates are ours, those of ../mcf. Weights as in ../mcf/mcf_deit-small_8xb128_in1k.
 """
 
-_base_ = '../mcf/mcf_deit-small_8xb128_in1k.py'
+_base_ = '../_base_/imagenet/deit-small_8xb128.py'
 
 ratio = 0.2  # share of each kind that goes
 search_epochs = 30  # of 100; the others recover

@@ -1,6 +1,6 @@
 """SiDT on Swin-Tiny, ImageNet-1K. See sidt_deit-small_8xb128_in1k."""
 
-_base_ = '../mcf/mcf_swin-tiny_16xb64_in1k.py'
+_base_ = '../_base_/imagenet/swin-tiny_16xb64.py'
 
 ratio = 0.2  # or 0.4 with --cfg-options custom_hooks.0.ratio=0.4
 search_epochs = 30

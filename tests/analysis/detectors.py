@@ -11,7 +11,7 @@ from torch import nn
 from mcf_mm.engine.networks import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / 'configs' / 'yolos'
+CONFIGS = ROOT / 'configs'
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
 #: Random weights are never sure of one of 80 classes.
 THRESHOLD = 0.04
@@ -19,7 +19,8 @@ THRESHOLD = 0.04
 
 def small(name: str, **backbone) -> Config:
     """A config of ours with a small encoder; pipelines, data sets and all else stay."""
-    cfg = Config.fromfile(CONFIGS / f'yolos_{name}.py')
+    (path,) = CONFIGS.glob(f'*/yolos_{name}.py')
+    cfg = Config.fromfile(path)
     cfg.model.backbone.update(arch=ARCH, img_size=(64, 96), num_det_tokens=7, **backbone)
     cfg.model.bbox_head.embed_dims = 32
     return cfg

@@ -21,7 +21,7 @@ CLASSES = ('person', 'car', 'chair')  # as the file orders them
 
 def small_config(name: str, coco_mini: Path, work_dir: Path) -> Config:
     """A config for CPUs on ten photos of COCO and three of its classes; everything is narrow."""
-    cfg = load_config(str(CONFIGS / 'detectors' / name), str(work_dir))
+    cfg = load_config(str(CONFIGS / 'experiments' / name), str(work_dir))
     narrow(cfg.model, widths=(128, 512))
     cfg.model.backbone.update(VIT)
     cfg.model.neck.in_channels = 16

@@ -1,4 +1,4 @@
-"""The README's DetInferencer example on a real photo, with a dense and with a slim RetinaNet."""
+"""The DetInferencer example of configs/detectors/README.md on a real photo, dense and slim."""
 
 import re
 from importlib.metadata import distributions

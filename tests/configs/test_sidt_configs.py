@@ -16,7 +16,11 @@ from mcf_mm.pruning import find_units
 from mcf_mm.weights.checkpoint import read_header
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-NAMES = sorted(path.stem for path in CONFIGS.glob('sidt/*.py'))
+PATHS = {
+    path.stem: path
+    for pattern in ('sidt/*.py', 'experiments/*sidt*.py')
+    for path in sorted(CONFIGS.glob(pattern))
+}
 #: The small network of another config, with the same parts.
 LIKE = {
     'sidt/mask-rcnn_sidt-swin-t_fpn_1x_coco.py': 'detectors/mask-rcnn_mcf-swin-t_fpn_1x_coco.py',
@@ -28,28 +32,28 @@ LIKE = {
 }
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', PATHS)
 def test_the_readme_has_the_config_and_the_search_is_shorter_than_the_run(name):
-    config = Config.fromfile(CONFIGS / f'sidt/{name}.py')
+    config = Config.fromfile(PATHS[name])
     (hook,) = config.custom_hooks
     assert hook.type == 'mcf_mm.ScoreSearchHook' and hook.ratio == 0.2
     epochs = config.train_cfg.max_epochs
     assert 0 < hook.search_epochs < epochs
     readme = (CONFIGS / 'sidt/README.md').read_text()
-    (row,) = [line for line in readme.splitlines() if f'({name}.py)' in line]
+    (row,) = [line for line in readme.splitlines() if f'{name}.py)' in line]
     assert f'| {hook.search_epochs} + {epochs - hook.search_epochs} |' in row
 
 
-@pytest.mark.parametrize('name', [name for name in NAMES if 'in1k' not in name])
+@pytest.mark.parametrize('name', [name for name in PATHS if 'in1k' not in name])
 def test_the_parameters_of_the_readme(name):
     """Those of ImageNet are in the metafile, which has a test of its own."""
-    config = Config.fromfile(CONFIGS / f'sidt/{name}.py')
+    config = Config.fromfile(PATHS[name])
     config.model.backbone.pop('init_cfg', None)
     dense = build_model(config)
     small = pruned_network(config, dense)
     counts = [sum(p.numel() for p in network.parameters()) for network in (dense, small)]
     readme = (CONFIGS / 'sidt/README.md').read_text()
-    (row,) = [line for line in readme.splitlines() if f'({name}.py)' in line]
+    (row,) = [line for line in readme.splitlines() if f'{name}.py)' in line]
     assert '{:.3f} M -> {:.3f} M'.format(*(count / 1e6 for count in counts)) in row
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from mcf_mm.models import YOLOS
 from mcf_mm.registry import MODELS
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'yolos'
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 SMALL = 'deit-small_8xb1-150e_coco'
 SMALL_TYPE_II = 'deit-small-type2_8xb1-150e_coco'
 TINY = 'deit-tiny_8xb2-300e_coco'
@@ -37,7 +37,8 @@ def mmdet_scope():
 
 
 def load(name: str) -> Config:
-    return Config.fromfile(CONFIGS / f'yolos_{name}.py')
+    (path,) = CONFIGS.glob(f'*/yolos_{name}.py')
+    return Config.fromfile(path)
 
 
 def build(config: Config) -> YOLOS:

@@ -37,7 +37,7 @@ def small(name: str) -> Config:
 
 
 def test_yolos_and_classifiers_have_none():
-    build_model(Config.fromfile(CONFIGS / 'yolos/yolos_deit-tiny_2cpu-24e_facemask.py'))
+    build_model(Config.fromfile(CONFIGS / 'experiments/yolos_deit-tiny_2cpu-24e_facemask.py'))
     build_model(Config.fromfile(CONFIGS / 'mcf/mcf_deit-tiny_8xb128_in1k.py'))
 
 

@@ -31,7 +31,7 @@ CAPTURE = Version(torch.__version__) >= onnx_export_module.CAPTURE_SINCE
 def small(detector: str, sizes: dict | None = None) -> Config:
     """A config for CPUs with narrow parts; the pipelines and test_cfg stay."""
     name = f'{detector}_deit-tiny_sfp_2cpu-12e_facemask.py'
-    cfg = Config.fromfile(ROOT / 'configs' / 'detectors' / name)
+    cfg = Config.fromfile(ROOT / 'configs' / 'experiments' / name)
     arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=40)
     cfg.model.backbone.update(arch=arch, sizes=sizes, init_cfg=None)
     cfg.model.neck.update(in_channels=16, out_channels=16)

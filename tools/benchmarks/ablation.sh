@@ -26,7 +26,7 @@ keep() {
     mv "$1.part" "$1"
 }
 
-photos=configs/mcf/deit-tiny_imagenet-samples.py
+photos=configs/experiments/deit-tiny_imagenet-samples.py
 report='--cfg-options test_dataloader.dataset.ann_file=report.txt'
 for name in fis crs mcf direct; do
     [[ -f $out/$name-photos.txt ]] && continue
@@ -40,7 +40,7 @@ for name in fis crs mcf direct; do
     keep "$out/$name-photos.txt"
 done
 
-tiny=configs/mcf/deit-tiny_2cpu-8e_tiny-imagenet.py
+tiny=configs/experiments/deit-tiny_2cpu-8e_tiny-imagenet.py
 dense=checkpoints/deit_tiny_tiny-imagenet.safetensors
 for name in dense crs mcf direct mcf-least-squares; do
     [[ -f $out/$name-tiny.txt ]] && continue

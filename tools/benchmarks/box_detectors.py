@@ -25,16 +25,16 @@ from mcf_mm.engine.networks import build_model
 from mcf_mm.files import whole_file
 
 CONFIGS = {
-    'raccoon': 'detectors/retinanet_deit-tiny_sfp_2cpu-20e_raccoon.py',
-    'facemask': 'detectors/retinanet_deit-tiny_sfp_2cpu-12e_facemask.py',
+    'raccoon': 'retinanet_deit-tiny_sfp_2cpu-20e_raccoon.py',
+    'facemask': 'retinanet_deit-tiny_sfp_2cpu-12e_facemask.py',
 }
 #: What prunes within the training itself.
 SIDT_CONFIGS = {
-    'raccoon': 'sidt/retinanet_sidt-deit-tiny_sfp_2cpu-20e_raccoon.py',
-    'facemask': 'sidt/retinanet_sidt-deit-tiny_sfp_2cpu-12e_facemask.py',
+    'raccoon': 'retinanet_sidt-deit-tiny_sfp_2cpu-20e_raccoon.py',
+    'facemask': 'retinanet_sidt-deit-tiny_sfp_2cpu-12e_facemask.py',
 }
 RESULTS = ROOT / 'configs/detectors/results/box_detectors.json'
-CLASSIFIER = ROOT / 'configs/mcf/deit-tiny_imagenet-samples.py'
+CLASSIFIER = ROOT / 'configs/experiments/deit-tiny_imagenet-samples.py'
 DENSE = 'checkpoints/deit_tiny_in1k.safetensors'
 MCF = ['--ratio', '0.4', '--method', 'mcf', '--compensation', 'least_squares']
 HEAL = ['--heal', 'epochs=18,lr=3e-5,bf16=True,folder=data/tiny_imagenet/train']
@@ -82,7 +82,7 @@ def backbone_options(name: str, out: Path) -> list[str]:
 def main() -> None:
     args = parse_args()
     configs = {
-        name: ROOT / 'configs' / (SIDT_CONFIGS if name == 'sidt' else CONFIGS)[args.data]
+        name: ROOT / 'configs/experiments' / (SIDT_CONFIGS if name == 'sidt' else CONFIGS)[args.data]
         for name in args.only
     }
     results = json.loads(args.results.read_text()) if args.results.is_file() else {}

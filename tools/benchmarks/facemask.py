@@ -4,7 +4,8 @@ python tools/benchmarks/facemask.py --config 2cpu-24e                  # seed 0,
 python tools/benchmarks/facemask.py --config 1xb8-300e --seeds 0 1 2   # one GPU
 
 What is complete is not trained again and what was stopped goes on. Needs the data and the weights
-of tools/prepare_real_data.py and the pruned backbone in work_dirs/photos/least_squares (README).
+of tools/prepare_real_data.py and the pruned backbone in work_dirs/photos/least_squares
+(configs/mcf/README.md makes it).
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main() -> None:
     args = parser.parse_args()
 
     configs = {
-        name: ROOT / f'configs/yolos/{prefix}-tiny_{args.config}_facemask.py'
+        name: ROOT / f'configs/experiments/{prefix}-tiny_{args.config}_facemask.py'
         for name, prefix in NETWORKS.items()
     }
     logs = {

@@ -6,7 +6,7 @@ goes on. Results go to a JSON file, row by row; the table in configs/multi_dim/R
 by ``tables.py`` beside this file. Seconds are of the processor, all cores together.
 
     OMP_NUM_THREADS=1 python tools/benchmarks/policy_search.py \\
-        configs/mcf/deit-tiny_imagenet-samples.py checkpoints/deit_tiny_in1k.safetensors \\
+        configs/experiments/deit-tiny_imagenet-samples.py checkpoints/deit_tiny_in1k.safetensors \\
         --cfg-options test_dataloader.dataset.ann_file=report.txt --seeds 3
 """
 

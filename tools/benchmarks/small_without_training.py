@@ -6,7 +6,8 @@ Rows of the closed form share one calibration and its cost curves for each seed,
 ``work_dirs/bench``; their seconds are given as those of what is shared and those of the row. Times
 are of the processor, all cores together.
 
-    python tools/benchmarks/small_without_training.py configs/mcf/deit-tiny_imagenet-samples.py \\
+    python tools/benchmarks/small_without_training.py \\
+        configs/experiments/deit-tiny_imagenet-samples.py \\
         checkpoints/deit_tiny_in1k.safetensors --cfg-options \\
         test_dataloader.dataset.ann_file=report.txt --out work_dirs/small.json
     ... --rows 'all dimensions, measured$' --heal epochs=38     # healed as well

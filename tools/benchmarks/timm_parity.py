@@ -19,7 +19,7 @@ from mcf_mm.engine.config import load_config
 from mcf_mm.engine.networks import build_model
 from mcf_mm.weights.checkpoint import read_state_dict
 
-CONFIG = 'configs/mcf/deit-tiny_imagenet-samples.py'
+CONFIG = 'configs/experiments/deit-tiny_imagenet-samples.py'
 
 
 @torch.inference_mode()

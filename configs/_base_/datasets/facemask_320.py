@@ -1,4 +1,4 @@
-"""facemask_coco: 677 photos to train on and 171 others, three classes; see configs/yolos."""
+"""facemask_coco: 677 photos to train on and 171 others, three classes; see configs/experiments."""
 
 _base_ = './small_coco_320.py'
 

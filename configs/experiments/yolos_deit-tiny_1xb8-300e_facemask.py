@@ -4,7 +4,7 @@ Augmentation and sizes as published for COCO; batch and learning rates are ours.
 are enough for all but 4 of the 677 training photos and 2 of the 171 others.
 """
 
-_base_ = './yolos_deit-tiny_8xb2-300e_coco.py'
+_base_ = '../yolos/yolos_deit-tiny_8xb2-300e_coco.py'
 
 classes = ('mask_weared_incorrect', 'with_mask', 'without_mask')
 dataset = dict(data_root='data/facemask_coco/', metainfo=dict(classes=classes))

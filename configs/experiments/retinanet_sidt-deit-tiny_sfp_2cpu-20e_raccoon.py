@@ -3,7 +3,7 @@
 A share of 0.35 of each kind leaves the backbone about as many parameters as MCF does at p = 0.4.
 """
 
-_base_ = '../detectors/retinanet_deit-tiny_sfp_2cpu-20e_raccoon.py'
+_base_ = './retinanet_deit-tiny_sfp_2cpu-20e_raccoon.py'
 
 ratio = 0.35
 search_epochs = 6  # of 20 (ours)
