@@ -58,9 +58,6 @@ PROMISES = {
         'engine/test_bad_input.py',
         'weights/test_check.py',
     ],
-    'A test set that shares a file with them is refused': [
-        'comparison/test_compare_tool.py::test_bad_arguments',
-    ],
     'Every tool compares each name and shape of a checkpoint': [
         'weights/test_check.py',
         'engine/test_same_run.py::test_weights_that_do_not_fit_stop_training',

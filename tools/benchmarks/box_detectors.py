@@ -81,8 +81,9 @@ def backbone_options(name: str, out: Path) -> list[str]:
 
 def main() -> None:
     args = parse_args()
+    folder = ROOT / 'configs/experiments'
     configs = {
-        name: ROOT / 'configs/experiments' / (SIDT_CONFIGS if name == 'sidt' else CONFIGS)[args.data]
+        name: folder / (SIDT_CONFIGS if name == 'sidt' else CONFIGS)[args.data]
         for name in args.only
     }
     results = json.loads(args.results.read_text()) if args.results.is_file() else {}
