@@ -1,5 +1,7 @@
 """Gives a module of a library a class of ours that computes the same, in place."""
 
+from typing import Any, SupportsIndex
+
 from torch import nn
 
 
@@ -12,12 +14,12 @@ class Adopted:
 
     prefix = 'Slim'
 
-    def __reduce_ex__(self, protocol: int):
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple:
         # The class is made when it is needed, so a copy or a pickle has to make it again.
         return _rebuilt, type(self).__bases__, dict(self.__dict__)
 
 
-def adopted_class(layout: type[Adopted], own: type[nn.Module]) -> type:
+def adopted_class(layout: type[Adopted], own: type[nn.Module]) -> type[Any]:
     """The class of an adopted module: still one of its library's class for ``isinstance``.
 
     Args:
@@ -30,13 +32,13 @@ def adopted_class(layout: type[Adopted], own: type[nn.Module]) -> type:
     return _CLASSES[layout, own]
 
 
-def original_class(module: Adopted) -> type[nn.Module]:
+def original_class(module: Adopted) -> type[Any]:
     """The library's class of an adopted module."""
     return type(module).__bases__[1]
 
 
 def _rebuilt(layout: type[Adopted], own: type[nn.Module]) -> Adopted:
-    made = adopted_class(layout, own)
+    made: Any = adopted_class(layout, own)
     return made.__new__(made)
 
 

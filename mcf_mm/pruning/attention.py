@@ -1,5 +1,7 @@
 """Attention of pruned networks: any number of heads, of q/k and of v channels."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,6 +40,10 @@ class SlimAttention(Adopted, nn.Module):
     slim: tuple[int, int, int]
     dense: tuple[int, int, int]
     scaling: float
+
+    # Parts of the library's, where it has them.
+    q_norm: nn.Module
+    k_norm: nn.Module
 
     @staticmethod
     def layout_of(module: nn.Module) -> 'type[SlimAttention] | None':
@@ -85,7 +91,7 @@ class SlimAttention(Adopted, nn.Module):
         return any(norm is not None and not isinstance(norm, nn.Identity) for norm in norms)
 
     @classmethod
-    def dense_sizes(cls, module: nn.Module) -> tuple[int, int, int]:
+    def dense_sizes(cls, module: Any) -> tuple[int, int, int]:
         """Heads, q/k and v channels of a head before any pruning."""
         if isinstance(module, SlimAttention):
             return module.dense
@@ -99,12 +105,12 @@ class SlimAttention(Adopted, nn.Module):
         return module.slim if isinstance(module, SlimAttention) else cls.dense_sizes(module)
 
     @classmethod
-    def softmax_scale(cls, module: nn.Module) -> float:
+    def softmax_scale(cls, module: Any) -> float:
         """What query times key is multiplied with, in the class that is replaced."""
         return cls.dense_sizes(module)[1] ** -0.5
 
     @classmethod
-    def adopt(cls, module: nn.Module, sizes: tuple[int, int, int] | None = None) -> None:
+    def adopt(cls, module: Any, sizes: tuple[int, int, int] | None = None) -> None:
         """Give an attention this class and sizes, in place; its parameters fit already.
 
         Args:
@@ -169,12 +175,18 @@ class SlimMultiheadAttention(SlimAttention):
     other_names = ('gamma1',)
     forward_names = ('x', 'mask')
 
+    proj: nn.Module
+    attn_drop: float
+    proj_drop: nn.Module
+    gamma1: nn.Module
+    out_drop: nn.Module
+
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
         return hasattr(module, 'out_drop') and hasattr(module, 'gamma1')
 
     @classmethod
-    def softmax_scale(cls, module: nn.Module) -> float:
+    def softmax_scale(cls, module: Any) -> float:
         # With a qk_scale mmpretrain calls a function of its own, which divides by its scale.
         given = getattr(module.scaled_dot_product_attention, 'keywords', {}).get('scale')
         return 1 / given if given else super().softmax_scale(module)
@@ -190,6 +202,10 @@ class SlimTimmAttention(SlimAttention):
 
     other_names = ('q_norm', 'k_norm')
     forward_names = ('x', 'attn_mask', 'is_causal')
+
+    proj: nn.Module
+    attn_drop: nn.Dropout
+    proj_drop: nn.Module
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
@@ -208,12 +224,18 @@ class SlimWindowAttention(SlimAttention):
     per_head_names = ('relative_position_bias_table',)
     forward_names = ('x', 'mask')
 
+    relative_position_bias_table: nn.Parameter
+    relative_position_index: Tensor
+    proj: nn.Module
+    attn_drop: nn.Dropout
+    proj_drop: nn.Module
+
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
         return hasattr(module, 'relative_position_index')
 
     @classmethod
-    def softmax_scale(cls, module: nn.Module) -> float:
+    def softmax_scale(cls, module: Any) -> float:
         return module.scale
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -241,8 +263,11 @@ class SlimSelfAttention(SlimAttention):
     heads_name = 'num_attention_heads'
     forward_names = ('hidden_states', 'attention_mask', 'kwargs')
 
+    o_proj: nn.Module
+    attention_dropout: float
+
     @classmethod
-    def softmax_scale(cls, module: nn.Module) -> float:
+    def softmax_scale(cls, module: Any) -> float:
         return module.scaling
 
     def forward(

@@ -12,7 +12,7 @@ SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 
 
 def augment(
-    images: Tensor,
+    images: Tensor | None,
     generator: torch.Generator,
     crop: bool = True,
     flip: bool = True,
@@ -49,7 +49,7 @@ def augment(
         part = image[:, :height, :width]
         new = part
         if crop:
-            top, left, rows, columns = draw_crop(*part.shape[-2:], generator)
+            top, left, rows, columns = draw_crop(part.shape[-2], part.shape[-1], generator)
             new = part[:, top : top + rows, left : left + columns]
             new = F.interpolate(
                 new[None], part.shape[-2:], mode='bilinear', align_corners=False, antialias=True

@@ -41,15 +41,18 @@ def parse_budget(budget: str | Mapping[str, float], costs: Costs) -> tuple[str, 
         ValueError: It is none of these, or there are no measured times.
     """
     text = budget
+    asked: Mapping[str, str | float]
     if isinstance(budget, str):
-        name, found, value = budget.partition('=')
-        budget = {name.strip(): value.strip()} if found else {}
-    if len(budget) != 1 or not set(budget) <= set(BUDGETS):
+        name, found, told = budget.partition('=')
+        asked = {name.strip(): told.strip()} if found else {}
+    else:
+        asked = budget
+    if len(asked) != 1 or not set(asked) <= set(BUDGETS):
         raise ValueError(
             f"budget must be 'params=N' or 'macs=N' or a share, N%, got {text!r}; with measured "
             "times also 'latency=N%'"
         )
-    ((what, value),) = budget.items()
+    ((what, value),) = asked.items()
     unit = None
     if isinstance(value, str):
         units = ('%', *_TIMES) if what == 'latency' else ('%',)

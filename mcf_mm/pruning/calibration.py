@@ -177,6 +177,11 @@ def calibrate(
                 if gradients:
                     if loss is not None:
                         total = loss(batch, result)
+                    elif tokens.scores is None:
+                        raise ValueError(
+                            f'forward does not run the classifier of {type(model).__name__}: give '
+                            'a loss'
+                        )
                     else:
                         chosen = _labels(tokens.scores, labels, place * processes + rank)
                         total = F.cross_entropy(tokens.scores.float(), chosen, reduction='sum')
@@ -210,7 +215,7 @@ def calibrate(
         for observer in joined.values():
             observer.merge()
     # A head that is fed something else than one vector per image cannot guide.
-    guided = len(outputs) > 0 and outputs.rows.dim() == 2
+    guided = outputs.rows is not None and len(outputs) > 0 and outputs.rows.dim() == 2
     return Seen(
         {key: observer.result() for key, observer in joined.items()},
         outputs.result() if guided else None,

@@ -40,7 +40,10 @@ def check_comparable(dense: nn.Module, run: Callable[[], Any], healing: Healing)
             'leave it out, or set logits=0'
         )
     wants_logits = classifier is not None and healing.logits != 0
-    with recorded({'logits': classifier} if wants_logits else {}) as outputs:
+    compared: dict[str, nn.Module] = {}
+    if classifier is not None and wants_logits:
+        compared['logits'] = classifier
+    with recorded(compared) as outputs:
         streams = find_streams(dense, run)
     if wants_logits and 'logits' not in outputs:
         raise ValueError(
@@ -115,7 +118,9 @@ class Comparison:
                     f'heal: {name} puts out {got} in the student and {tuple(target.shape)} in the '
                     'dense network: give the network that the student was made of'
                 )
-        loss, logits, blocks = 0.0, 0.0, 0.0
+        loss = torch.zeros(())
+        logits: Tensor | float = 0.0
+        blocks: Tensor | float = 0.0
         if 'logits' in wanted:
             logits = logits_distance(seen.pop('logits'), wanted.pop('logits'), self.temperature)
             loss = self.logits * self.temperature**2 * logits

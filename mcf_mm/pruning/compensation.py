@@ -158,6 +158,8 @@ def _fold(
     new_weight = linear.weight.data.clone()
     if kind in SOLVED:
         covariance = activations.covariance
+        if covariance is None:
+            raise ValueError(f'compensation={kind!r} needs the covariance of {name}')
         own = covariance[kept][:, kept]
         own.diagonal().add_(RIDGE * own.diagonal().mean() + 1e-12)
         # dropped ~ mean + slope^T (kept - mean)

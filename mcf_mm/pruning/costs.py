@@ -141,7 +141,7 @@ class Costs:
         own_costs = self.with_tokens(sizes)
         if own_costs is not self:
             return own_costs.of(without_tokens(sizes))
-        totals = {'params': self.params, 'macs': self.macs}
+        totals: dict[str, int | float] = {'params': self.params, 'macs': self.macs}
         if self.latency is not None:
             totals['latency'] = self.latency.rest
         for name, own in self.sizes.items():
@@ -264,8 +264,8 @@ def measure_costs(
     )
     own = costs.of({})
     parameters = {id(p): p.numel() for p in model.parameters()}
-    costs.params = sum(parameters.values()) - own['params']
-    costs.macs = counter.get_total_flops() // 2 - own['macs']
+    costs.params = sum(parameters.values()) - int(own['params'])
+    costs.macs = counter.get_total_flops() // 2 - int(own['macs'])
     return costs
 
 
@@ -298,19 +298,19 @@ def _reduced(unit: Attention, arriving: int) -> tuple[int | None, int]:
 
 def _reductions(units: Units, calls: Mapping[str, list]) -> Iterator[_Reduction]:
     """Where tokens can be dropped, in the order of the forward pass."""
-    units = units.every
-    places = [number for number, unit in enumerate(units) if isinstance(unit, Tokens)]
-    for place, following in zip(places, [*places[1:], None], strict=False):
-        unit = units[place]
+    every = units.every
+    places = [(number, unit) for number, unit in enumerate(every) if isinstance(unit, Tokens)]
+    behind = [*(number for number, _ in places[1:]), None]
+    for (place, unit), following in zip(places, behind, strict=False):
         start, stop = unit.readers
         yield _Reduction(
             unit.name,
             unit.attention.name,
             # The attention in front of the next one computes with what this one leaves.
-            tuple(other.name for other in units[place + 1 : following]),
+            tuple(other.name for other in every[place + 1 : following]),
             unit.number,
-            calls[units[places[0]].attention.name][0][0],
-            unit.reduction.kept if unit.is_pruned else None,
+            calls[places[0][1].attention.name][0][0],
+            None if unit.reduction is None else unit.reduction.kept,
             unit.least,
             (0 if stop is None else stop) - start,
         )

@@ -142,7 +142,7 @@ def read_curves(path: str | Path) -> Curves:
                     f'{path}: the cost curve of {kind} of {name} {reason}; it must be the loss '
                     'when 0, 1, ... elements go, from 0 on, and never fall'
                 )
-    if reason := tokens and _wrong([0.0, *(tokens[ratio] for ratio in sorted(tokens))]):
+    if tokens and (reason := _wrong([0.0, *(tokens[ratio] for ratio in sorted(tokens))])):
         raise ValueError(f'{path}: the losses of tokens: the curve {reason}')
     return Curves(loss, content.get('facts', {}), tokens)
 

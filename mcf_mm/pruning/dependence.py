@@ -44,7 +44,7 @@ def standardise(values: Tensor, counted: Tensor | None = None) -> Tensor:
         counted: Which tokens count, bool ``(B, N)``; the others become zero, as if they were at
             the mean of those that count (ours). None for all.
     """
-    number = values.shape[1]
+    number: int | Tensor = values.shape[1]
     if counted is not None:
         counted = counted.to(values)
         number = counted.sum(0).clamp(min=1)
@@ -91,7 +91,8 @@ def kernels(values: Tensor, share: float = 1) -> Tensor:
 
 def pairs_of(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """First and second image of each pair, ``(P,)``."""
-    return torch.triu_indices(images, images, 1, device=device).unbind()
+    first, second = torch.triu_indices(images, images, 1, device=device).unbind()
+    return first, second
 
 
 def squared(pairs: Tensor, images: int) -> Tensor:
@@ -190,7 +191,7 @@ class DependenceObserver(Observer):
         super().__init__(unit, kind)
         # Sums over the images of one part of a batch, one row of doubles for each: a total that is
         # summed at the end does not depend on who has seen which batch.
-        self.sums, self.count = Rows(first=16), 0
+        self.sums = Rows(first=16)
         self._forget()
 
     def _forget(self) -> None:
@@ -237,11 +238,11 @@ class DependenceObserver(Observer):
         self.parts.append((images, pairs, known))
 
     def end_batch(self, names: Sequence[str] | None) -> None:
-        parts, finite = self.parts, self.finite
+        parts, looked = self.parts, self.finite
         self._forget()
-        if not finite:
+        if not looked:
             return
-        finite, scores = torch.cat(finite), self.tokens.scores
+        finite, scores = torch.cat(looked), self.tokens.scores
         if scores is None or scores.dim() != 2 or len(scores) != len(finite):
             told = 'none' if scores is None else f'scores of shape {tuple(scores.shape)}'
             raise ValueError(

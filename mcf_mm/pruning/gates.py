@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mcf_mm.pruning.structure import Structure
 from mcf_mm.pruning.unit import Place, Unit
-from mcf_mm.pruning.units import Attention
+from mcf_mm.pruning.units import FFN, Attention
 
 
 class Gates:
@@ -103,7 +103,7 @@ class Gates:
             if kind == 'heads':
                 gate = gate.repeat_interleave(unit.sizes['v'])
             missing = values.shape[-1] - len(gate)
-            if kind == 'inputs':
+            if kind == 'inputs' and isinstance(unit, FFN):
                 index = getattr(unit.module.get_submodule(unit.fc1_path), 'inputs', None)
                 if index is not None:
                     full = gate.new_ones(values.shape[-1])

@@ -7,7 +7,7 @@ over blocks of the squared error relative to the variance of the dense network's
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -129,7 +129,7 @@ class _Healer:
         self.optimizer = torch.optim.AdamW(self.trained.values(), lr=healing.lr, weight_decay=0.0)
         self.generator = torch.Generator().manual_seed(healing.seed)
         # Batches of an epoch.
-        self.number = len(batches) if hasattr(batches, '__len__') else sum(1 for _ in batches)
+        self.number = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
         if not self.number:
             raise ValueError('heal: batches has no batch: give at least one image to train on')
         self.steps = self.images = self.best_step = self.looked_step = 0
@@ -143,9 +143,10 @@ class _Healer:
     @property
     def share(self) -> float:
         """How much is done, from 0 to 1; the last look at the images aside is part of the time."""
-        if self.healing.minutes is None:
+        if self.healing.epochs is not None:
             return min(1.0, self.steps / (self.number * self.healing.epochs))
-        return min(1.0, self.seconds / max(60 * self.healing.minutes - self.look_seconds, 1e-9))
+        minutes = self.healing.minutes or 0  # one of the two is given
+        return min(1.0, self.seconds / max(60 * minutes - self.look_seconds, 1e-9))
 
     def run(self, state_file: Any, progress: Callable[[float, str], None]) -> Healed:
         start = self.weights()

@@ -1,5 +1,7 @@
 """Linear layers of pruned networks: a selection of the inputs, any number of outputs."""
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +10,8 @@ from torch import Tensor, nn
 #: Measured on one x86-64 core with MKL, float32: 921 outputs take 1.8 times as long as 928; the
 #: tensor cores of GPUs want multiples of 8 as well.
 ALIGNMENT = 8
+
+Layer = TypeVar('Layer', bound='AlignedLinear')
 
 
 class AlignedLinear(nn.Linear):
@@ -22,7 +26,7 @@ class AlignedLinear(nn.Linear):
     """
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> 'AlignedLinear':
+    def from_linear(cls: type[Layer], linear: nn.Linear) -> Layer:
         """Take over the parameters of ``linear``, the same objects, and its hooks."""
         layer = cls.__new__(cls)
         layer.__dict__.update(linear.__dict__)
@@ -62,13 +66,15 @@ class SlimLinear(AlignedLinear):
         self.register_buffer('inputs', torch.arange(in_features, device=self.weight.device))
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, inputs: Tensor) -> 'SlimLinear':
+    def from_linear(cls: type[Layer], linear: nn.Linear, inputs: Tensor | None = None) -> Layer:
         """Take over the parameters of ``linear`` (the same objects) and select ``inputs``.
 
         Args:
             linear: Layer whose weight already has ``len(inputs)`` columns.
-            inputs: Indices of the input channels to read, ``(C',)``, int64.
+            inputs: Indices of the input channels to read, ``(C',)``, int64. Defaults to the first.
         """
+        if inputs is None:
+            inputs = torch.arange(linear.weight.shape[1])
         layer = super().from_linear(linear)
         layer.register_buffer('inputs', inputs.to(linear.weight.device, torch.int64))
         return layer

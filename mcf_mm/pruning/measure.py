@@ -69,9 +69,15 @@ def log_scores(
         model: A classifier. Runs in evaluation mode; its modes are restored.
         batches: Batches of images.
         forward: Runs it on one batch. Defaults to ``model`` itself.
+
+    Raises:
+        ValueError: It has no classifier.
     """
     scores: list[Tensor] = []
-    handle = find_classifier(model).register_forward_hook(
+    classifier = find_classifier(model)
+    if classifier is None:
+        raise ValueError(f'{type(model).__name__} has no classifier whose scores could be compared')
+    handle = classifier.register_forward_hook(
         lambda module, args, out: scores.append(out.double().log_softmax(-1))
     )
     training = [part for part in model.modules() if part.training]

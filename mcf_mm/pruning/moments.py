@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mcf_mm.pruning.observers import CalibrationError, Observer
 from mcf_mm.pruning.solves import RIDGE
@@ -114,19 +114,20 @@ class MomentObserver(Observer):
         super().__init__(unit, kind)
         self.needs_gradients = metric
         self.layer = dict(unit.consumers())['v' if kind == 'heads' else kind]
-        self.count = 0
-        self.halves = [Sums(), Sums()]
+        self.halves: list[Sums] = []
         self.finite: Tensor | None = None
 
     @property
     def key(self) -> tuple:
         return type(self).__name__, self.unit.name, 'v' if self.kind == 'heads' else self.kind
 
-    def join(self, other: 'MomentObserver') -> None:
+    def join(self, other: Observer) -> None:
         self.needs_gradients |= other.needs_gradients
 
     def attach(self, tokens: Tokens) -> list:
         self.tokens = tokens
+        if not self.halves:
+            self.halves = [Sums.zeros(self.layer, self.needs_gradients) for _ in range(2)]
         handles = [self.layer.register_forward_pre_hook(lambda _, args: self._look(args[0]))]
         if self.needs_gradients:
             handles.append(self.layer.register_forward_hook(lambda _, args, out: self._follow(out)))
@@ -160,7 +161,8 @@ class MomentObserver(Observer):
         grad, counted = self.tokens.split(self.unit, grad)
         if counted is not None:
             grad = grad * counted[..., None]
-        self.finite &= finite_images(grad)
+        fine = finite_images(grad)
+        self.finite = fine if self.finite is None else self.finite.logical_and_(fine)
         values, chosen, share = self.kept
         felt = grad.square().sum(2)
         if chosen is not None:
@@ -178,14 +180,12 @@ class MomentObserver(Observer):
         self.finite = None
 
     def merge(self) -> None:
-        weight = self.layer.weight
         self.count = sum(gather(self.count))
         for own in self.halves:
             own.images, own.tokens = map(sum, zip(*gather((own.images, own.tokens)), strict=True))
-            for name, side in (('second', weight.shape[1] + 1), ('metric', weight.shape[0])):
-                # A process without images has no sums yet.
-                zeros = torch.zeros(side, side, dtype=torch.double, device=weight.device)
-                setattr(own, name, sum_over_processes(zeros + getattr(own, name)))
+            own.second = sum_over_processes(own.second)
+            if self.needs_gradients:
+                own.metric = sum_over_processes(own.metric)
 
     def result(self) -> Moments:
         require_images(self)
@@ -210,12 +210,27 @@ class MomentObserver(Observer):
 
 @dataclass
 class Sums:
-    """Sums over some of the images."""
+    """Sums over some of the images; see :class:`Moments`.
 
-    second: Tensor | int = 0
-    metric: Tensor | int = 0
+    Attributes:
+        second: Double ``(I + 1, I + 1)``.
+        metric: Double ``(O, O)``; ``(0, 0)`` without gradients.
+        images: How many images.
+        tokens: How many tokens of theirs.
+    """
+
+    second: Tensor
+    metric: Tensor
     images: int = 0
     tokens: int = 0
+
+    @classmethod
+    def zeros(cls, layer: nn.Linear, gradients: bool) -> 'Sums':
+        """Sums over no image."""
+        given, read = layer.weight.shape
+        second = torch.zeros(read + 1, read + 1, dtype=torch.double, device=layer.weight.device)
+        side = given if gradients else 0
+        return cls(second, second.new_zeros(side, side))
 
 
 def normalised(share: Tensor) -> Tensor:

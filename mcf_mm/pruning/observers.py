@@ -55,12 +55,14 @@ class Observer:
     Attributes:
         needs_gradients: Whether it needs a backward pass.
         needs_scores: Whether it needs the class scores, ``tokens.scores``, at the end of a batch.
+        count: How many images it has seen.
     """
 
     needs_gradients = needs_scores = False
 
     def __init__(self, unit: Unit, kind: str):
         self.unit, self.kind = unit, kind
+        self.count = 0
 
     @property
     def key(self) -> tuple:
@@ -148,19 +150,22 @@ class ActivationObserver(Observer):
         # Sums of u and of u^2 over one batch, (2, I) for each: a total that is summed at the end
         # does not depend on who has seen which batch.
         self.sums = Rows(first=16)
-        self.count = self.token_count = self.moment_count = 0
-        self.moment_total = self.moments = 0
+        self.token_count = self.moment_count = 0
+        # Sum and sum of products, (I,) and (I, I), once there are some.
+        self.second: tuple[Tensor, Tensor] | None = None
 
     @property
     def key(self) -> tuple:
         kind = 'v' if self.kind == 'heads' else self.kind  # the same place
         return type(self).__name__, self.unit.name, kind
 
-    def join(self, other: 'ActivationObserver') -> None:
-        self.covariance |= other.covariance
+    def join(self, other: Observer) -> None:
+        if isinstance(other, ActivationObserver):
+            self.covariance |= other.covariance
 
     def attach(self, tokens: Tokens) -> list:
-        self.tokens, self.parts = tokens, []
+        self.tokens = tokens
+        self.parts: list[Tensor] = []
         places = self.unit.places(self.kind)
         return [self._on(place, lambda x: self._part(x, len(places))) for place in places]
 
@@ -188,8 +193,10 @@ class ActivationObserver(Observer):
             some = u[:, chosen]
             some = some.flatten(0, 1) if counted is None else some[counted[:, chosen]]
             self.moment_count += len(some)
-            self.moment_total += some.sum(0).double()
-            self.moments += gram(some).double()
+            total, products = some.sum(0).double(), gram(some).double()
+            if self.second is not None:
+                total, products = self.second[0].add_(total), self.second[1].add_(products)
+            self.second = total, products
 
     def end_batch(self, names: Sequence[str] | None) -> None:
         if self.rows.rows is None:
@@ -205,20 +212,21 @@ class ActivationObserver(Observer):
         self.sums.merge(device)
         counts = gather((self.token_count, self.moment_count))
         self.token_count, self.moment_count = map(sum, zip(*counts, strict=True))
-        if self.covariance and len(self.rows):
+        if self.covariance and self.rows.rows is not None:
             size = self.rows.rows.shape[1]
             zeros = torch.zeros(size, size, dtype=torch.double, device=device)
             # A process without images has no sums yet.
-            self.moment_total = sum_over_processes(zeros[0] + self.moment_total)
-            self.moments = sum_over_processes(zeros + self.moments)
+            total, products = self.second or (zeros[0], zeros)
+            total, products = zeros[0] + total, zeros + products
+            self.second = sum_over_processes(total), sum_over_processes(products)
 
     def result(self) -> Activations:
         mean, mean_square = (self._total(self.sums) / self.token_count).float()
         covariance = samples = None
-        if self.covariance:
+        if self.second is not None:
             samples = self.moment_count
-            centre = self.moment_total / self.moment_count
-            covariance = self.moments / self.moment_count - torch.outer(centre, centre)
+            centre, products = (total / self.moment_count for total in self.second)
+            covariance = products - torch.outer(centre, centre)
         return Activations(self.rows.result(), mean, mean_square, covariance, samples)
 
 
@@ -234,11 +242,14 @@ class AttentionObserver(Observer):
         ValueError: It is an attention inside windows, where a token has no place of its own.
     """
 
+    unit: Attention
+
     def __init__(self, unit: Attention):
         if unit.layout.per_head_names or hasattr(unit.module, 'num_pairs'):
             raise ValueError(f'{unit.name} attends inside windows: no token has a place in it')
         super().__init__(unit, 'qk')
-        self.sums, self.count, self.parts, self.finite = Rows(first=16), 0, [], None
+        self.sums, self.parts = Rows(first=16), list[Tensor]()
+        self.finite: Tensor | None = None
 
     def attach(self, tokens: Tokens) -> list:
         self.tokens = tokens
@@ -249,7 +260,8 @@ class AttentionObserver(Observer):
         if sum(part.shape[-1] for part in self.parts) < 2 * self.unit.count('qk'):
             return
         both, self.parts = torch.cat(self.parts, -1), []
-        layout, module = self.unit.layout, self.unit.module
+        layout = self.unit.layout
+        module: Any = self.unit.module
         heads, channels = self.unit.sizes['heads'], self.unit.sizes['qk']
         query, key = both.unflatten(-1, (2, heads, channels)).permute(2, 0, 3, 1, 4)
         if layout.normalised(module):
@@ -289,7 +301,8 @@ class GradientObserver(Observer):
 
     def __init__(self, unit: Unit, kind: str):
         super().__init__(unit, kind)
-        self.sums, self.count, self.finite = Rows(first=16), 0, None
+        self.sums = Rows(first=16)
+        self.finite: Tensor | None = None
 
     def attach(self, tokens: Tokens) -> list:
         self.tokens = tokens

@@ -33,6 +33,28 @@ class Pairs:
     halves: 'tuple[Pairs, Pairs] | None' = None
 
 
+@dataclass
+class PairSums:
+    """Sums over some of the images.
+
+    Attributes:
+        moments: Second moments of query and key, double ``(heads, d, d)`` each.
+        factors: Of the Kronecker form, for query and key; zero without gradients.
+        images: How many images.
+    """
+
+    moments: list[Tensor]
+    factors: list[Tensor]
+    images: int = 0
+
+    def __add__(self, other: 'PairSums') -> 'PairSums':
+        return PairSums(
+            [a + b for a, b in zip(self.moments, other.moments, strict=True)],
+            [a + b for a, b in zip(self.factors, other.factors, strict=True)],
+            self.images + other.images,
+        )
+
+
 class PairObserver(Observer):
     """Gathers :class:`Pairs` of an attention.
 
@@ -47,26 +69,34 @@ class PairObserver(Observer):
         metric: Follow the gradients. Defaults to True.
     """
 
+    unit: Attention
+
     def __init__(self, unit: Attention, metric: bool = True):
         super().__init__(unit, 'qk')
         self.needs_gradients = metric
-        self.count = 0
-        # Of both halves: images, moments of query and key, factors of query and key.
-        self.halves = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+        self.halves: list[PairSums] = []
         self.parts: list[Tensor] = []
         self.finite: Tensor | None = None
 
-    def join(self, other: 'PairObserver') -> None:
+    def join(self, other: Observer) -> None:
         self.needs_gradients |= other.needs_gradients
 
     def attach(self, tokens: Tokens) -> list:
         self.tokens = tokens
+        if not self.halves:
+            self.halves = [PairSums(self._zeros(), self._zeros()) for _ in range(2)]
         return [
             place.module.register_forward_hook(
                 lambda _, args, out, place=place: self._look(out, place.start, place.stop)
             )
             for place in self.unit.places('qk')
         ]
+
+    def _zeros(self) -> list[Tensor]:
+        heads, channels = self.unit.sizes['heads'], self.unit.sizes['qk']
+        device = next(self.unit.module.parameters()).device
+        shape = (heads, channels, channels)
+        return [torch.zeros(shape, dtype=torch.double, device=device) for _ in range(2)]
 
     def _look(self, out: Tensor, start: int, stop: int | None) -> Tensor:
         if self.needs_gradients:
@@ -97,17 +127,18 @@ class PairObserver(Observer):
             if place == 0:
                 self.finite = finite_images(part)
             for half, own in enumerate(self.halves):
-                own[0] += len(part[half::2]) * (place == 0)
-                own[1 + place] += _outer(part[half::2].flatten(0, 1).transpose(0, 1))
+                own.images += len(part[half::2]) * (place == 0)
+                own.moments[place] += _outer(part[half::2].flatten(0, 1).transpose(0, 1))
 
     def _feel(self, queries: Tensor, grad: Tensor) -> None:
         grad = self._by_head(grad[..., : self.unit.count('qk')])
         felt = queries.permute(0, 2, 3, 1) @ grad.transpose(1, 2)  # D, (B, heads, d, d)
-        self.finite &= finite_images(felt)
+        fine = finite_images(felt)
+        self.finite = fine if self.finite is None else self.finite.logical_and_(fine)
         for half, own in enumerate(self.halves):
             part = felt[half::2]
-            own[3] += (part @ part.mT).sum(0).double()
-            own[4] += (part.mT @ part).sum(0).double()
+            own.factors[0] += (part @ part.mT).sum(0).double()
+            own.factors[1] += (part.mT @ part).sum(0).double()
 
     def end_batch(self, names: Sequence[str] | None) -> None:
         self._check(self.finite, 'query or its gradient', names)
@@ -115,27 +146,23 @@ class PairObserver(Observer):
 
     def merge(self) -> None:
         self.count = sum(gather(self.count))
-        heads, channels = self.unit.sizes['heads'], self.unit.sizes['qk']
-        device = next(self.unit.module.parameters()).device
         for own in self.halves:
-            own[0] = sum(gather(own[0]))
-            for place in (1, 2, 3, 4):
-                zeros = torch.zeros(heads, channels, channels, dtype=torch.double, device=device)
-                own[place] = sum_over_processes(zeros + own[place])
+            own.images = sum(gather(own.images))
+            own.moments = [sum_over_processes(values) for values in own.moments]
+            own.factors = [sum_over_processes(values) for values in own.factors]
 
     def result(self) -> Pairs:
         require_images(self)
         one, other = self.halves
-        pairs = self._pairs([a + b for a, b in zip(one, other, strict=True)])
-        if one[0] and other[0]:
+        pairs = self._pairs(one + other)
+        if one.images and other.images:
             pairs.halves = self._pairs(one), self._pairs(other)
         return pairs
 
-    def _pairs(self, sums: list) -> Pairs:
-        images, *sums = sums
-        query, key, *factors = (value / images for value in sums)
+    def _pairs(self, sums: PairSums) -> Pairs:
+        query, key = (value / sums.images for value in sums.moments)
         if self.needs_gradients:
-            left, right = factors
+            left, right = (value / sums.images for value in sums.factors)
             size = _traces(left).clamp(min=torch.finfo(left.dtype).tiny).sqrt()
             query, key = (
                 (1 - PLAIN) * felt / size + PLAIN * size * plain / _traces(plain)

@@ -37,15 +37,16 @@ def uniform(
     """
     if not isinstance(ratios, Mapping):
         ratios = dict.fromkeys(kinds, ratios)
-    by_unit = any(isinstance(value, Mapping) for value in ratios.values())
-    if by_unit and not all(isinstance(value, Mapping) for value in ratios.values()):
+    by_unit = {name: own for name, own in ratios.items() if isinstance(own, Mapping)}
+    of_all = {kind: ratio for kind, ratio in ratios.items() if not isinstance(ratio, Mapping)}
+    if by_unit and of_all:
         raise ValueError(
             f'ratios must be {{kind: ratio}} or {{unit: {{kind: ratio}}}}, got {ratios}'
         )
     known = {kind for unit in units.every for kind in unit.kinds}
     if by_unit:
-        check_names(units, ratios, 'ratios')
-    elif unknown := set(ratios) - known:
+        check_names(units, by_unit, 'ratios')
+    elif unknown := set(of_all) - known:
         raise ValueError(
             f'ratios names {sorted(unknown)}, the network has {sorted(known)}'
             f'{why_missing(units, unknown)}'
@@ -53,7 +54,7 @@ def uniform(
     sizes: dict[str, dict[str, int]] = {}
     arriving = None
     for unit in units.every:
-        own = ratios.get(unit.name, {}) if by_unit else ratios
+        own = by_unit.get(unit.name, {}) if by_unit else of_all
         if isinstance(unit, Tokens):
             full = unit.sizes['tokens'] if arriving is None else arriving
             if 'tokens' in own:

@@ -116,6 +116,7 @@ def prune(
         check_batches(batches, given=seen is not None)
     units = require_units(model)
     check_parameters(model)
+    bound: tuple[Budget, Costs] | None = None
     if budget is None:
         policy = resolve_policy(units, ratios, sizes, multiple)
     else:
@@ -124,6 +125,7 @@ def prune(
         kinds = None if kinds is None else set(kinds)
         batches, costs = known_costs(model, batches, forward, costs)
         policy = open_policy(units, costs, budget, kinds, criterion, multiple)
+        bound = budget, costs
     check_criterion(criterion, policy, compensation)
     if budget is not None:
         warn_left_alone(units, kinds or criterion.budget_kinds)
@@ -143,7 +145,8 @@ def prune(
                 model, passing, observers, forward, image_names, loss=loss, labels=labels
             )
     warn_few_tokens(units, policy, seen)
-    if budget is not None:
+    if bound is not None:
+        budget, costs = bound
         if curves is None and not passing.first:
             passing.keep()  # what was seen comes from an earlier calibration
         probe = Probe(model, passing.first, forward, compensation, progress)

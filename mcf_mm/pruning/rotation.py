@@ -7,6 +7,7 @@ last channels is the best approximation of low rank (ours, ``one_shot`` closed f
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ def find_turns(units: Iterable[Unit], sizes: Sizes, seen: Seen) -> dict[tuple[st
     """
     turns = {}
     for unit in units:
+        if not isinstance(unit, Attention):
+            continue
         for kind in ('qk', 'v'):
             size = sizes.get(unit.name, {}).get(kind)
             if size is not None and size < unit.sizes[kind]:
@@ -62,7 +65,7 @@ def find_turn(unit: Attention, kind: str, seen: Seen) -> Turn:
         pairs = seen.pairs(unit)
         both = [pair_bases(q, k) for q, k in zip(pairs.query, pairs.key, strict=True)]
         first, second = ([pair[side] for pair in both] for side in (0, 1))
-        return Turn((_stack(first), _stack(second)), sum(basis.cost for basis in first))
+        return Turn((_stack(first), _stack(second)), _cost(first))
     moments = seen.moments(unit, 'v')
     weight = unit.proj.weight.detach().double().unflatten(1, (heads, channels))
     bases: list[Basis] = []
@@ -70,11 +73,15 @@ def find_turn(unit: Attention, kind: str, seen: Seen) -> Turn:
         own = slice(head * channels, (head + 1) * channels)
         bases.append(value_basis(weight[:, head], moments.covariance[own, own], moments.metric))
     back = torch.stack([basis.back for basis in bases])
-    return Turn((_stack(bases), back.mT), sum(basis.cost for basis in bases))
+    return Turn((_stack(bases), back.mT), _cost(bases))
 
 
 def _stack(bases: list[Basis]) -> Tensor:
     return torch.stack([basis.into for basis in bases])
+
+
+def _cost(bases: list[Basis]) -> Tensor:
+    return reduce(torch.add, (basis.cost for basis in bases))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mcf_mm.pruning.find import find_units
+from mcf_mm.pruning.layers import SlimLinear
 from mcf_mm.pruning.moments import sample_tokens, take
 from mcf_mm.pruning.observers import CalibrationError
 from mcf_mm.pruning.solves import augmented, regularise
@@ -147,7 +148,7 @@ def _solved(
             if bypassed is not None:
                 y = y + (of_dense.bypass - of_cut.bypass) * bypassed.inverse
             y, _ = tokens.split(unit, y)
-            if getattr(layer, 'inputs', None) is not None:
+            if isinstance(layer, SlimLinear):
                 x = x.index_select(2, layer.inputs)
             if rows is not None:
                 y = y.index_select(2, rows.to(y.device))
@@ -268,12 +269,12 @@ class _Seen(NamedTuple):
     Attributes:
         input: What the layer reads.
         output: What it gives.
-        bypass: What is added to it; None without a sum.
+        bypass: What is added to it; zero without a sum.
     """
 
     input: Tensor
     output: Tensor
-    bypass: Tensor | None
+    bypass: Tensor | float = 0.0
 
 
 def _seen(
@@ -294,7 +295,7 @@ def _seen(
     handle = layer.register_forward_hook(note)
     if bypassed is None:
         _run_to(run, batch, handle)
-        return _Seen(**seen, bypass=None)
+        return _Seen(**seen)
     try:
         owner = model.get_submodule(bypassed.module)
         _run_to(run, batch, owner.register_forward_hook(note_sum))

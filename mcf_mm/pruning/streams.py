@@ -31,7 +31,7 @@ class Tokens:
     def __init__(self, model: nn.Module):
         names = (name.rpartition('.')[2] for name, _ in model.named_parameters())
         self.use_cls = 'cls_token' in names
-        self.teller = next((m for m in model.modules() if hasattr(m, 'counted_tokens')), None)
+        self.teller: Any = next((m for m in model.modules() if hasattr(m, 'counted_tokens')), None)
         self.images = 0
         self.scores: Tensor | None = None
         self.windows: dict[str, Tensor | None] = {}
@@ -163,6 +163,8 @@ class Rows:
 
     def result(self) -> Tensor:
         """What was appended; a copy, which is no inference tensor."""
+        if self.rows is None:
+            raise ValueError('no rows were appended')
         return self.rows[: self.used].clone()
 
 

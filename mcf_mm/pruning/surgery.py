@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from mcf_mm.pruning.find import find_units
+from mcf_mm.pruning.layers import SlimLinear
 from mcf_mm.pruning.structure import Structure
 from mcf_mm.pruning.token_units import Tokens, token_flow
-from mcf_mm.pruning.tokens import ReducingBlock, TokenReduction
+from mcf_mm.pruning.tokens import TokenReduction, reduce_tokens
 from mcf_mm.pruning.unit import Unit
 from mcf_mm.pruning.units import FFN, Attention
 
@@ -42,16 +43,17 @@ def cut(
     # In the order of the forward pass: which tokens arrive depends on those that were dropped.
     for name in (name for name in units if name in structure):
         kinds = structure[name]
-        kept = units[name].complete(kinds)
-        keeps = units[name].keeps(kept)
+        unit = units[name]
+        kept = unit.complete(kinds)
+        keeps = unit.keeps(kept)
         for path, indices in keeps.items():
-            check_state(units[name].parameter(path), indices, optimizer, f'{name}.{path}')
-        if isinstance(units[name], Attention):
-            _check_class(units[name])
-        if isinstance(units[name], Tokens):
-            _check_class(units[name].attention)
-            _check_block(units[name])
-        work.append((units[name], kept, keeps))
+            check_state(unit.parameter(path), indices, optimizer, f'{name}.{path}')
+        if isinstance(unit, Attention):
+            _check_class(unit)
+        if isinstance(unit, Tokens):
+            _check_class(unit.attention)
+            _check_block(unit)
+        work.append((unit, kept, keeps))
     tokens = {name: kinds for name, kinds in structure.items() if 'tokens' in kinds}
     token_flow(found, Structure(tokens).sizes)
     for unit, kept, keeps in work:
@@ -103,7 +105,7 @@ def _check_block(unit: Tokens) -> None:
     attention = small.get_submodule(unit.attention.name.removeprefix(f'{unit.name}.'))
     unit.attention.layout.adopt(attention)
     everything = TokenReduction(number, number, unit.first, unit.last, unit.readers)
-    ReducingBlock.layout_of(small).reduce(small, everything)
+    reduce_tokens(small, everything)
     with torch.no_grad():
         before, after = block(x), small(x)
     for part in modes:
@@ -155,8 +157,9 @@ def check_state(
     Raises:
         ValueError: It cannot; the message names parameter, optimizer and state.
     """
-    state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
-    for key, value in state.items():
+    if parameter is None or optimizer is None:
+        return
+    for key, value in optimizer.state.get(parameter, {}).items():
         try:
             if isinstance(value, Tensor):
                 _cut_state(value, parameter.shape, kept, key)
@@ -215,7 +218,12 @@ def resize(unit: Unit, sizes: Mapping[str, int]) -> None:
     if isinstance(unit, Tokens):
         unit.keep(new['tokens'])
     elif new != unit.sizes:
-        (_resize_ffn if isinstance(unit, FFN) else _resize_attention)(unit, new)
+        if isinstance(unit, FFN):
+            _resize_ffn(unit, new)
+        elif isinstance(unit, Attention):
+            _resize_attention(unit, new)
+        else:
+            raise TypeError(f'{unit.name} must be an FFN, an attention or tokens, got {unit}')
 
 
 def _resize_ffn(ffn: FFN, sizes: Mapping[str, int]) -> None:
@@ -223,8 +231,8 @@ def _resize_ffn(ffn: FFN, sizes: Mapping[str, int]) -> None:
     _reshape(ffn.fc1.weight, hidden, inputs)
     _reshape(ffn.fc1.bias, hidden)
     _reshape(ffn.fc2.weight, ffn.width, hidden)
-    if isinstance(getattr(ffn.fc1, 'inputs', None), Tensor):
-        ffn.fc1.inputs = torch.arange(ffn.width, device=ffn.fc1.weight.device)
+    if isinstance(fc1 := ffn.fc1, SlimLinear):
+        fc1.inputs = torch.arange(ffn.width, device=fc1.weight.device)
     ffn.describe({'inputs': torch.arange(inputs)})
 
 
@@ -245,7 +253,7 @@ def _resize_attention(attention: Attention, sizes: Mapping[str, int]) -> None:
     layout.adopt(module, (heads, qk, v))
 
 
-def _reshape(parameter: nn.Parameter | None, *shape: int) -> None:
+def _reshape(parameter: Tensor | None, *shape: int) -> None:
     """Give a parameter a shape; the entries of both shapes stay."""
     if parameter is not None:
         common = tuple(slice(0, min(pair)) for pair in zip(shape, parameter.shape, strict=True))

@@ -1,12 +1,13 @@
 """Blocks that can drop tokens, as units of a network."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from mcf_mm.pruning.attention import SlimMultiheadAttention, SlimTimmAttention
 from mcf_mm.pruning.structure import Sizes
-from mcf_mm.pruning.tokens import ReducingBlock, TokenReduction
+from mcf_mm.pruning.tokens import ReducingBlock, TokenReduction, reduce_tokens
 from mcf_mm.pruning.unit import Axis, Unit
 from mcf_mm.pruning.units import Attention, Units
 
@@ -94,11 +95,11 @@ class Tokens(Unit):
                 f'tokens of {self.name} is {number}, it must be from {self.least} to '
                 f'{self.arriving}, as many as arrive there'
             )
-        layout, reduction = ReducingBlock.layout_of(self.module), None
+        reduction = None
         if number < self.arriving:
             self.attention.layout.adopt(self.attention.module)
             reduction = TokenReduction(number, self.arriving, self.first, self.last, self.readers)
-        layout.reduce(self.module, reduction)
+        reduce_tokens(self.module, reduction)
 
     def describe(self, kept: Mapping[str, Tensor]) -> None:
         if 'tokens' in kept:
@@ -116,13 +117,12 @@ def token_flow(units: Units, sizes: Sizes) -> dict[str, tuple[int, int]]:
         ValueError: More are to stay than arrive, or fewer than are protected.
     """
     flow: dict[str, tuple[int, int]] = {}
-    arriving = None
+    arriving: int | None = None
     for unit in units.tokens:
         arriving = unit.number if arriving is None else arriving
-        asked = sizes.get(unit.name, {}).get('tokens')
-        kept = asked
-        if asked is None:
-            kept = unit.reduction.kept if unit.is_pruned else arriving
+        kept = sizes.get(unit.name, {}).get('tokens')
+        if kept is None:
+            kept = arriving if unit.reduction is None else unit.reduction.kept
         if not unit.least <= kept <= arriving:
             raise ValueError(
                 f'tokens of {unit.name} is {kept}, it must be from {unit.least} to {arriving}, as '
@@ -149,10 +149,11 @@ def add_token_units(model: nn.Module, units: Units) -> None:
             if any(ReducingBlock.layout_of(block) is None for block in blocks):
                 continue
             stem = f'{name}.{path}' if name else path
-            own = [attentions.get(f'{stem}.{number}.attn') for number in range(len(blocks))]
-            reason = _why_not(owner, own)
+            paths = [f'{stem}.{number}.attn' for number in range(len(blocks))]
+            own = [attentions[path] for path in paths if path in attentions]
+            reason = _why_not(owner, own, len(blocks))
             if reason is not None:
-                for unit in filter(None, own):
+                for unit in own:
                     unit.missing['tokens'] = reason
                 continue
             before = None
@@ -163,9 +164,9 @@ def add_token_units(model: nn.Module, units: Units) -> None:
                 units.tokens.append(before)
 
 
-def _why_not(owner: nn.Module, attentions: Sequence[Attention | None]) -> str | None:
-    """Why a network cannot drop tokens, or None."""
-    if any(unit is None for unit in attentions):
+def _why_not(owner: nn.Module, attentions: Sequence[Attention], blocks: int) -> str | None:
+    """Why a network of so many blocks cannot drop tokens, or None."""
+    if len(attentions) < blocks:
         return 'an attention of its blocks cannot be pruned'
     if any(unit.layout not in (SlimMultiheadAttention, SlimTimmAttention) for unit in attentions):
         return 'its attention is not one that tokens can be dropped in'
@@ -184,7 +185,7 @@ def _why_not(owner: nn.Module, attentions: Sequence[Attention | None]) -> str | 
     return None
 
 
-def _tokens_of(owner: nn.Module) -> tuple[int, int, int, tuple[int, int | None]]:
+def _tokens_of(owner: Any) -> tuple[int, int, int, tuple[int, int | None]]:
     """Number of tokens, protected ones at either end, and those whose attention counts."""
     number = owner.pos_embed.shape[1]
     if hasattr(owner, 'num_det_tokens'):

@@ -7,6 +7,7 @@ depends on the other images of a batch.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,16 +149,16 @@ class TokenReduction(nn.Module):
         else:
             stays = (stays.long().scatter_add_(1, chosen, valid.long())) > 0
         dropped = (there & ~stays).to(received)
-        number = dropped.sum(1, keepdim=True)
+        fused = dropped.sum(1, keepdim=True)
         weights = torch.zeros_like(received)
-        weights[:, self.first : stop] = dropped / number.clamp(min=1)
+        weights[:, self.first : stop] = dropped / fused.clamp(min=1)
         number_of_images, device = received.shape[0], received.device
         first = torch.arange(self.first, device=device).expand(number_of_images, -1)
         last = torch.arange(stop, received.shape[1], device=device).expand(number_of_images, -1)
         index = torch.cat((first, chosen + self.first, last), 1)
         if valid is None:
             return Choice(index, weights, self.last)
-        left = torch.ones_like(first, dtype=torch.bool), valid, number > 0
+        left = torch.ones_like(first, dtype=torch.bool), valid, fused > 0
         new = torch.cat((*left, torch.ones_like(last, dtype=torch.bool)), 1)
         return Choice(index, weights, self.last, new[:, None, None])
 
@@ -171,6 +172,9 @@ class ReducingBlock(Adopted):
     prefix = 'Reducing'
     part_names: tuple[str, ...] = ()
 
+    # An attention of a library that was given a class of mcf_mm.pruning.attention, and a reduction.
+    attn: Any
+
     @staticmethod
     def layout_of(block: nn.Module) -> 'type[ReducingBlock] | None':
         """The class that computes what ``block`` does, by the names of its parts; or None."""
@@ -180,7 +184,7 @@ class ReducingBlock(Adopted):
         return None
 
     @classmethod
-    def reduce(cls, block: nn.Module, reduction: TokenReduction | None) -> None:
+    def reduce(cls, block: Any, reduction: TokenReduction | None) -> None:
         """Put a reduction into the attention of a block, or take it out, in place."""
         if reduction is None:
             if isinstance(block, ReducingBlock):
@@ -202,6 +206,10 @@ class ReducingEncoderLayer(ReducingBlock):
 
     part_names = ('ln1', 'attn', 'ln2', 'ffn')
 
+    ln1: nn.Module
+    ln2: nn.Module
+    ffn: nn.Module
+
     def forward(self, x: Tensor, *args) -> Tensor:
         """Attention, reduction, FFN: ``(B, N, C)`` to ``(B, N', C)``."""
         attended = self.attn(self.ln1(x), *args)
@@ -213,6 +221,14 @@ class ReducingTimmBlock(ReducingBlock):
     """In the place of timm's ``Block``."""
 
     part_names = ('norm1', 'attn', 'ls1', 'drop_path1', 'norm2', 'mlp', 'ls2', 'drop_path2')
+
+    norm1: nn.Module
+    ls1: nn.Module
+    drop_path1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    ls2: nn.Module
+    drop_path2: nn.Module
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -226,3 +242,15 @@ class ReducingTimmBlock(ReducingBlock):
 
 
 BLOCKS = (ReducingEncoderLayer, ReducingTimmBlock)
+
+
+def reduce_tokens(block: nn.Module, reduction: TokenReduction | None) -> None:
+    """Put a reduction into the attention of a block, or take it out, in place.
+
+    Raises:
+        TypeError: No class here computes what the block does.
+    """
+    layout = ReducingBlock.layout_of(block)
+    if layout is None:
+        raise TypeError(f'tokens cannot be dropped in a block of class {type(block).__name__}')
+    layout.reduce(block, reduction)

@@ -64,6 +64,11 @@ class Unit:
         return f'{type(self).__name__}({self.name!r}, {self.sizes})'
 
     @property
+    def is_pruned(self) -> bool:
+        """Whether surgery has been here."""
+        raise NotImplementedError
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Number of elements of each kind now; of q/k and v channels, in each head."""
         raise NotImplementedError
@@ -131,6 +136,7 @@ class Unit:
             kinds lie along one dimension an entry stays that all of them keep.
         """
         masks: dict[tuple[str, int], Tensor] = {}
+        dims: dict[str, int] = {}
         for kind, index in kept.items():
             stays = torch.zeros(self.count(kind), dtype=torch.bool)
             stays[index.cpu()] = True
@@ -138,6 +144,7 @@ class Unit:
                 parameter = self.parameter(axis.parameter)
                 if parameter is None:
                     continue
+                dims[axis.parameter] = parameter.dim()
                 key = (axis.parameter, axis.dim)
                 if key not in masks:
                     masks[key] = torch.ones(parameter.shape[axis.dim], dtype=torch.bool)
@@ -145,7 +152,7 @@ class Unit:
                 masks[key][axis.offset : axis.offset + len(entries)] &= entries
         keeps: dict[str, tuple[Tensor | None, ...]] = {}
         for (path, dim), mask in masks.items():
-            own = list(keeps.get(path, (None,) * self.parameter(path).dim()))
+            own = list(keeps.get(path, (None,) * dims[path]))
             own[dim] = mask.nonzero().squeeze(1)
             keeps[path] = tuple(own)
         return keeps

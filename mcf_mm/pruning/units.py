@@ -1,6 +1,7 @@
 """Prunable parts of a network: FFNs, attentions, and all of them together."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 from mcf_mm.pruning.attention import SlimAttention
 from mcf_mm.pruning.layers import AlignedLinear, SlimLinear
 from mcf_mm.pruning.unit import Axis, Place, Unit
+
+if TYPE_CHECKING:
+    from mcf_mm.pruning.token_units import Tokens  # which imports this module
 
 
 class FFN(Unit):
@@ -31,12 +35,12 @@ class FFN(Unit):
     @property
     def fc1(self) -> nn.Linear:
         """First linear layer, weight W1 ``(H, C)``, read anew because surgery replaces it."""
-        return self.module.get_submodule(self.fc1_path)
+        return _linear(self, self.fc1_path)
 
     @property
     def fc2(self) -> nn.Linear:
         """Second linear layer, weight W2 ``(C, H)``."""
-        return self.module.get_submodule(self.fc2_path)
+        return _linear(self, self.fc2_path)
 
     @property
     def width(self) -> int:
@@ -86,6 +90,16 @@ class FFN(Unit):
         self.fc2.in_features = self.fc2.weight.shape[1]
 
 
+def _linear(unit: Unit, path: str) -> nn.Linear:
+    layer = unit.module.get_submodule(path)
+    if not isinstance(layer, nn.Linear):
+        raise TypeError(
+            f'{unit.name}.{path} must be a linear layer, got {type(layer).__name__}: it was '
+            'replaced since the units were looked for'
+        )
+    return layer
+
+
 class Attention(Unit):
     """One multi-head self-attention.
 
@@ -99,7 +113,7 @@ class Attention(Unit):
         layout: Class of :mod:`mcf_mm.pruning.attention` that computes the same.
     """
 
-    kinds = ('heads', 'qk', 'v')
+    kinds: tuple[str, ...] = ('heads', 'qk', 'v')
 
     def __init__(self, name: str, module: nn.Module, layout: type[SlimAttention]):
         super().__init__(name, module)
@@ -192,7 +206,7 @@ class Units(list[Unit]):
     def __init__(self, units: Sequence[Unit] = (), left_out: Mapping[str, str] | None = None):
         super().__init__(units)
         self.left_out = dict(left_out or {})
-        self.tokens: list[Unit] = []
+        self.tokens: list[Tokens] = []
 
     @property
     def every(self) -> list[Unit]:

@@ -6,6 +6,7 @@ too low there, and a policy would cut there too much.
 """
 
 from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ def judged_values(weight: Tensor, halves: tuple[Moments, Moments], heads: int) -
         kept = (torch.arange(heads, device=weight.device)[:, None] * channels + first).flatten()
         solved = solve_kept(turned, one.second, kept, RIDGES[1])
         judged_at[number] = loss(solved, kept)
-    return _curve(sum(basis.cost for basis in bases), judged_at)
+    return _curve(reduce(torch.add, (basis.cost for basis in bases)), judged_at)
 
 
 def judged_pairs(halves: tuple[Pairs, Pairs]) -> Tensor:

@@ -56,7 +56,7 @@ class Evaluator:
         forward: Callable[[Any], Any] | None = None,
     ):
         check_score(score, objective, compensation)
-        check_classifier(model)
+        self.classes = check_classifier(model).out_features
         self.model, self.batches, self.forward = model, batches, forward
         self.criterion, self.seen, self.compensation = criterion, seen, compensation
         self.masked, self.objective, self.labels = score == 'masked', objective, labels
@@ -67,8 +67,8 @@ class Evaluator:
     @torch.no_grad()
     def __call__(self, sizes: Sizes) -> float:
         """The score of the network with these sizes."""
-        if self.objective == 'divergence' and self._dense is None:
-            self._dense = self._scores()
+        if self.objective == 'divergence':
+            self._reference()  # before anything is cut
         with pruned(self.model, sizes, self.criterion, self.seen, self.compensation, self.masked):
             return self._of(self._scores())
 
@@ -78,9 +78,15 @@ class Evaluator:
         self._dense = self._scores()
         return self._of(self._dense)
 
+    def _reference(self) -> Tensor:
+        """Scores of the dense network, computed once."""
+        if self._dense is None:
+            self._dense = self._scores()
+        return self._dense
+
     def _of(self, scores: Tensor) -> float:
-        if self.objective == 'divergence':
-            return -divergence(scores, self._dense)
+        if self.labels is None or self.objective == 'divergence':
+            return -divergence(scores, self._reference())
         labels = self.labels.to(scores.device)
         if len(labels) != len(scores):
             raise ValueError(f'there are {len(labels)} labels for {len(scores)} images')
@@ -95,7 +101,7 @@ class Evaluator:
                 "objective='accuracy' needs the class of each image, and the images have none: "
                 "take objective='divergence'"
             )
-        classes = find_classifier(self.model).out_features
+        classes = self.classes
         if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < classes:
             raise ValueError(
                 f'the labels of the images go from {int(self.labels.min())} to '
@@ -121,10 +127,12 @@ def check_score(score: str, objective: str, compensation: str = 'none') -> None:
         )
 
 
-def check_classifier(model: nn.Module) -> None:
-    """Raise a ValueError unless a network has class scores that can be compared."""
-    if find_classifier(model) is None:
+def check_classifier(model: nn.Module) -> nn.Linear:
+    """The classifier of a network; a ValueError where it has no class scores to compare."""
+    classifier = find_classifier(model)
+    if classifier is None:
         raise ValueError(
             f'a search compares class scores, and {type(model).__name__} has no classifier: '
             'search on the classifier that its backbone comes from'
         )
+    return classifier

@@ -3,7 +3,7 @@
 import copy
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,8 @@ class Latency:
         """
         if unknown := set(sizes) - set(self.units):
             raise ValueError(f'there are no measured times of {sorted(unknown)[0]!r}')
-        return self.rest + sum(self.of_unit(name, sizes.get(name, {})) for name in self.units)
+        times = (self.of_unit(name, sizes.get(name, {})) for name in self.units)
+        return float(self.rest + sum(times))
 
     def of_unit(self, name: str, sizes: Mapping[str, int | Tensor]) -> float | Tensor:
         """Predicted seconds of one unit, for all of its calls in one batch.
@@ -269,7 +270,7 @@ def _copy(model: nn.Module, sizes: Sizes) -> nn.Module:
     return small
 
 
-def _calibrated(latency: Latency, whole: list[Sizes], totals: list[float]) -> Latency:
+def _calibrated(latency: Latency, whole: Sequence[Sizes], totals: Sequence[float]) -> Latency:
     """Scale the times of all units so that those of whole networks come out, the dense one exactly.
 
     Args:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mcf_mm.files import whole_file
 from mcf_mm.pruning.costs import Costs
 from mcf_mm.search.shape import Shape
@@ -90,7 +92,7 @@ def draw(
                 say(f'no {name}.png: {error}')
                 pyplot.close('all')
                 continue
-            figure = getattr(axes, 'figure', None) or axes.flat[0].figure
+            figure = axes.flat[0].figure if isinstance(axes, np.ndarray) else axes.figure
             paths.append(_saved(figure, Path(out_dir) / f'{name}.png'))
         paths.append(_saved(_pareto(pyplot, rows, costs, ylabel), Path(out_dir) / 'pareto.png'))
     finally:
@@ -106,7 +108,7 @@ def _pareto(pyplot: Any, rows: Sequence[Mapping[str, Any]], costs: Costs, ylabel
     units = (('macs', 'MACs [G]', 1e9), ('params', 'parameters [M]', 1e6))
     for axes, (key, label, unit) in zip(sides, units, strict=True):
         axes.scatter([row[key] / unit for row in rows], [row['score'] for row in rows], s=14)
-        front = []
+        front: list[Mapping[str, Any]] = []
         for row in sorted(rows, key=lambda row: (row[key], -row['score'])):
             if not front or row['score'] > front[-1]['score']:
                 front.append(row)

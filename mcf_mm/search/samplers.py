@@ -88,8 +88,9 @@ def record(study: Any, trial: Any, x: Mapping[str, float], space: Mapping[str, A
     Trials of Optuna's ask the study's sampler: here one that says what is known.
     """
     optuna = import_optuna()
+    base: Any = optuna.samplers.RandomSampler
 
-    class Given(optuna.samplers.RandomSampler):
+    class Given(base):
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
             return dict(space)
 

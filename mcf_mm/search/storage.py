@@ -78,7 +78,7 @@ def open_storage(url: str) -> Any:
     errors = import_module('sqlalchemy.exc')
     local = url.startswith('sqlite')
     # On SQLite several workers wait for each other; others may close connections at any time.
-    engine = {'connect_args': {'timeout': 60}} if local else {'pool_pre_ping': True}
+    engine: dict[str, Any] = {'connect_args': {'timeout': 60}} if local else {'pool_pre_ping': True}
     if url.startswith('postgres'):
         engine['connect_args'] = {'connect_timeout': 10}
     beats = {} if local else {'heartbeat_interval': BEAT, 'grace_period': GRACE}

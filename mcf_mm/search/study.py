@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,7 @@ class Search:
             attrs = {'place': place, 'worker': self.worker, 'claim': token}
             template = self.optuna.create_trial(state=state.RUNNING, user_attrs=attrs)
             self._add(template, token)
-            own = self.patiently(lambda token=token: self._known(token))
+            own = self.patiently(partial(self._known, token))
             if not any(
                 t.user_attrs['place'] == place and t.number < own.number
                 for t in self._trials()

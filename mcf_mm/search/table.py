@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mcf_mm.pruning.layers import SlimLinear
 from mcf_mm.pruning.surgery import resize
 from mcf_mm.pruning.unit import Unit
 from mcf_mm.pruning.units import FFN, Attention
@@ -54,7 +56,7 @@ def interpolate(axes: list[list[int]], values: Tensor, points: list[int | Tensor
             for place, part in sides
         ]
     flat = values.flatten()
-    return sum(flat[index] * weight for index, weight in corners)
+    return reduce(torch.add, (flat[index] * weight for index, weight in corners))
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,9 @@ class Table:
 def resize_spread(unit: Unit, sizes: Mapping[str, int]) -> None:
     """Resize a unit; inputs that an FFN keeps lie all over the width, as pruning leaves them."""
     resize(unit, sizes)
-    inputs = getattr(getattr(unit, 'fc1', None), 'inputs', None)
-    if isinstance(inputs, Tensor):
-        places = torch.linspace(0, unit.width - 1, len(inputs), dtype=torch.double)
-        inputs.copy_(places.round().long())
+    if isinstance(unit, FFN) and isinstance(fc1 := unit.fc1, SlimLinear):
+        places = torch.linspace(0, unit.width - 1, len(fc1.inputs), dtype=torch.double)
+        fc1.inputs.copy_(places.round().long())
 
 
 class Plan:

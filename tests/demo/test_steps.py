@@ -1,7 +1,9 @@
 """The demo's book-keeping: what is complete, what goes on, what is refused."""
 
 import io
+from dataclasses import asdict, replace
 
+import outcome
 import pytest
 import steps as demo
 from mmengine.config import Config
@@ -24,12 +26,12 @@ def configs(**changes) -> dict[str, Config]:
     return {step.name: Config(dict(lr=1, **changes.get(step.name, {}))) for step in demo.STEPS}
 
 
-def results(dense=97.0, one_shot=88.5, pruned=96.0, ap50=(0.5, 0.45)) -> demo.Results:
+def results(dense=97.0, one_shot=88.5, pruned=96.0, ap50=(0.5, 0.45)) -> outcome.Results:
     def figures(**metrics):
-        return demo.Figures(metrics, params=200_000, macs=8_000_000, images_per_second=1000.0)
+        return outcome.Figures(metrics, params=200_000, macs=8_000_000, images_per_second=1000.0)
 
     top1 = {'dense': dense, 'one shot': one_shot, 'MCF': pruned}
-    return demo.Results(
+    return outcome.Results(
         classifier={column: figures(**{'top-1': value}) for column, value in top1.items()},
         detector=dict(dense=figures(AP=0.2, AP50=ap50[0]), MCF=figures(AP=0.2, AP50=ap50[1])),
     )
@@ -68,7 +70,7 @@ def test_fingerprint_follows_config_data_and_what_came_before():
 
 def test_fingerprint_follows_the_options_of_pruning(monkeypatch):
     before = demo.fingerprint(configs(), ONE_SHOT.name, 'data')
-    other = demo.replace(ONE_SHOT, prune=('--budget', 'macs=50%'))
+    other = replace(ONE_SHOT, prune=('--budget', 'macs=50%'))
     monkeypatch.setattr(demo, 'STEPS', (DENSE, other))
     assert demo.fingerprint(configs(), ONE_SHOT.name, 'data') != before
 
@@ -109,15 +111,15 @@ def test_limits():
 
 def test_results_are_read_back_for_their_fingerprint(tmp_path):
     path = tmp_path / 'results.json'
-    assert demo.read_results(path, 'a') is None
-    demo._write_json(path, dict(fingerprint='a', **demo.asdict(results())))
-    assert demo.read_results(path, 'a') == results()
-    assert demo.read_results(path, 'b') is None
+    assert outcome.read_results(path, 'a') is None
+    demo.write_json(path, dict(fingerprint='a', **asdict(results())))
+    assert outcome.read_results(path, 'a') == results()
+    assert outcome.read_results(path, 'b') is None
 
 
 def test_table_shows_all_figures():
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(demo.results_table(results()))
+    console.print(outcome.results_table(results()))
     text = console.export_text()
     for cell in ('97.0 %', '88.5 %', '96.0 %', '0.450', '200,000', '8.00 M', '1,000', '>= 0.30'):
         assert cell in text

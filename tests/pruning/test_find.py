@@ -1,4 +1,4 @@
-"""Which parts of which network are units, which are left out and why, which layer classifies."""
+"""Which parts of which network are units, which are left out and why."""
 
 import copy
 
@@ -82,10 +82,6 @@ def test_attentions_of_t2t_that_add_their_values_are_left_out():
     assert units.left_out == {tokens.format(number) + '.attn': reason for number in (1, 2)}
 
 
-def mmpretrain(kind: str, **arguments) -> nn.Module:
-    return zoo.built('mmpretrain', dict(type=kind, **arguments))
-
-
 VIT = dict(
     arch=dict(embed_dims=24, num_layers=1, num_heads=3, feedforward_channels=48),
     img_size=32,
@@ -136,7 +132,7 @@ OUTSIDE = {
 def test_ffns_whose_residual_is_added_outside_belong(kind):
     arguments, expected, left_out = OUTSIDE[kind]
     torch.manual_seed(0)
-    model = mmpretrain(kind, **arguments)
+    model = zoo.part(kind, **arguments)
     model.eval()
     units = find_units(model)
     assert names(units.ffns) == expected
@@ -192,7 +188,7 @@ OTHER_FFNS = {
         'its class SwiGLU, with 3 linear layers, is not known',
     ),
     'gate of mmpretrain': (
-        lambda: mmpretrain('VisionTransformer', layer_cfgs=dict(ffn_type='swiglu_fused'), **VIT),
+        lambda: zoo.part('VisionTransformer', layer_cfgs=dict(ffn_type='swiglu_fused'), **VIT),
         'layers.0.ffn',
         'its class SwiGLUFFNFused, with 2 linear layers, is not known',
     ),
@@ -236,7 +232,7 @@ def test_an_ffn_with_a_depthwise_convolution_between_is_left_out(hidden):
 
 def test_a_layer_scale_as_wide_as_the_hidden_layer_is_no_reason():
     arch = dict(embed_dims=24, num_layers=1, num_heads=3, feedforward_channels=24)
-    model = mmpretrain(
+    model = zoo.part(
         'VisionTransformer', **dict(VIT, arch=arch), layer_cfgs=dict(layer_scale_init_value=0.5)
     )
     assert find_units(model).by_name['layers.0.ffn'].sizes == dict(inputs=24, hidden=24)
@@ -319,46 +315,3 @@ def test_a_cut_network_has_the_units_of_the_dense_one():
     again = find_units(copy.deepcopy(model))
     assert names(again) == names(units) and again.left_out == {}
     assert all(unit.is_pruned for unit in again)
-
-
-class Classifier(nn.Module):
-    def __init__(self, head: nn.Module):
-        super().__init__()
-        self.head = head
-
-
-def test_the_classifier_of_mmpretrain_is_no_hidden_layer_of_its_head():
-    kinds = dict(num_classes=5, in_channels=24)
-    head = mmpretrain('VisionTransformerClsHead', **kinds)
-    assert find_classifier(Classifier(head)) is head.layers.head
-    head = mmpretrain('VisionTransformerClsHead', hidden_dim=12, **kinds)
-    assert find_classifier(Classifier(head)) is head.layers.head
-    head = mmpretrain('DeiTClsHead', **kinds)
-    assert find_classifier(Classifier(head)) is head.layers.head
-    head = mmpretrain('LinearClsHead', **kinds)
-    assert find_classifier(Classifier(head)) is head.fc
-    # The last width equals the number of classes, which must not confuse.
-    for widths in ([12], [12, 5]):
-        head = mmpretrain('StackedLinearClsHead', mid_channels=widths, **kinds)
-        assert find_classifier(Classifier(head)) is head.layers[-1].fc
-
-
-def test_the_classifiers_of_timm_and_hugging_face():
-    vit = zoo.network('timm ViT')
-    assert find_classifier(vit) is vit.head
-    swin = zoo.network('timm Swin')
-    assert find_classifier(swin) is swin.head.fc
-    distilled = zoo.network('timm DeiT distilled')
-    assert find_classifier(distilled) is distilled.head
-    for name in ('ViT', 'DeiT', 'DINOv2'):
-        model = zoo.network(f'Hugging Face {name}')
-        assert find_classifier(model) is model.classifier
-    # A hidden layer of a head of timm is none.
-    head = timm.layers.NormMlpClassifierHead(24, 5, hidden_size=12)
-    assert find_classifier(Classifier(head)) is head.fc
-
-
-def test_networks_without_a_classifier():
-    assert find_classifier(zoo.network('mmdet SwinTransformer')) is None
-    headless = timm.create_model('vit_tiny_patch16_224', depth=1, num_classes=0)
-    assert find_classifier(headless) is None

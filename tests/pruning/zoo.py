@@ -17,6 +17,11 @@ def built(scope: str, config: dict) -> nn.Module:
         return MODELS.build(config)
 
 
+def part(kind: str, **arguments) -> nn.Module:
+    """A backbone or a head of mmpretrain."""
+    return built('mmpretrain', dict(type=kind, **arguments))
+
+
 def mmpretrain(kind: str, width: int = 24, **more) -> nn.Module:
     arch = dict(embed_dims=width, num_layers=2, num_heads=3, feedforward_channels=2 * width)
     backbone = dict(type=kind, arch=arch, img_size=32, patch_size=8, **more)

@@ -1,74 +1,12 @@
 """Weights that do not fit are an error that names the layer, both shapes and the cure."""
 
 import pytest
-import timm
 import torch
-from mmengine.registry import DefaultScope
-from mmpretrain.models import build_classifier
-from torch import Tensor, nn
+from micro_networks import ARCH, slim_vit, swin, timm_vit, vit, yolos
+from torch import nn
 
-from mcf_mm.pruning import Structure, cut, find_ffns
-from mcf_mm.weights.check import (
-    check_finite,
-    check_slim_buffers,
-    check_weights,
-    describe_new,
-)
+from mcf_mm.weights.check import check_weights, describe_new
 from mcf_mm.weights.convert import convert_state_dict
-
-ARCH = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=40)
-TIMM = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.5)
-
-
-def build(model: dict, scope: str = 'mmpretrain') -> nn.Module:
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope(scope):
-        return build_classifier(model)
-
-
-def vit(num_classes: int = 2, arch: dict = ARCH, **kwargs) -> nn.Module:
-    backbone = dict(dict(type='VisionTransformer', img_size=32, patch_size=8), **kwargs)
-    head = dict(type='VisionTransformerClsHead', num_classes=num_classes)
-    head['in_channels'] = arch['embed_dims']
-    return build(dict(type='ImageClassifier', backbone=dict(backbone, arch=arch), head=head))
-
-
-def slim_vit() -> nn.Module:
-    """A dense layer, and one with 8 of 16 inputs and 20 of 40 hidden units."""
-    model = vit()
-    kept = dict(inputs=torch.arange(0, 16, 2), hidden=torch.arange(0, 40, 2))
-    cut(model, Structure({find_ffns(model)[1].name: kept}))
-    return model
-
-
-def swin(depths=(1, 2), **kwargs) -> nn.Module:
-    arch = dict(embed_dims=16, depths=depths, num_heads=[2, 4])
-    arch.update(kwargs.pop('arch', {}))
-    backbone = dict(type='SwinTransformer', img_size=64, window_size=4, out_indices=(1,))
-    return build(
-        dict(
-            type='ImageClassifier',
-            backbone=dict(backbone, arch=arch, **kwargs),
-            neck=dict(type='GlobalAveragePooling'),
-            head=dict(type='LinearClsHead', num_classes=2, in_channels=32),
-        )
-    )
-
-
-def yolos() -> nn.Module:
-    backbone = dict(type='mcf_mm.YOLOSVisionTransformer', arch=ARCH, img_size=(48, 64))
-    return build(
-        dict(
-            type='mcf_mm.YOLOS',
-            backbone=dict(backbone, patch_size=8, num_det_tokens=5),
-            bbox_head=dict(type='mcf_mm.YOLOSHead', num_classes=2, embed_dims=16),
-        ),
-        'mmdet',
-    )
-
-
-def timm_vit(**kwargs) -> nn.Module:
-    return timm.models.vision_transformer.VisionTransformer(**{**TIMM, 'num_classes': 2, **kwargs})
 
 
 def without(state_dict: dict, part: str) -> dict:
@@ -281,80 +219,3 @@ def test_what_follows_from_sizes_and_gates_is_not_looked_at():
     assert check_weights(vit(), gated.state_dict()) == []
     with pytest.raises(ValueError, match='lacks 3 of .*relative_position_index'):
         check_weights(model, without(model.state_dict(), 'position_index'), ignore=())
-
-
-def test_kinds_of_numbers():
-    weights = slim_vit().state_dict()
-    index = 'backbone.layers.1.ffn.layers.0.0.inputs'
-    assert check_weights(slim_vit(), {**weights, index: weights[index].to(torch.int8)}) == []
-    assert check_weights(slim_vit(), {k: v.to(torch.bfloat16) if v.is_floating_point() else v
-                                      for k, v in weights.items()}) == []  # fmt: skip
-    message = r'inputs is torch.float32 \(8,\), not torch.int64 \(8,\)'
-    with pytest.raises(ValueError, match=message):
-        check_weights(slim_vit(), {**weights, index: weights[index].float()})
-    name = 'backbone.ln1.weight'
-    with pytest.raises(ValueError, match=r'is torch.int64 \(16,\), not torch.float32 \(16,\)'):
-        check_weights(slim_vit(), {**weights, name: weights[name].long()})
-
-
-@pytest.mark.parametrize(
-    'inputs, message',
-    [
-        ([0, 2, 4, 6, 8, 10, 12, 16], 'go up to 16, the network has 16 channels; the file is'),
-        ([0, 2, 4, 6, 8, 10, 12, 12], 'are not ascending, from 0 on'),
-        ([2, 0, 4, 6, 8, 10, 12, 14], 'are not ascending, from 0 on'),
-        ([-1, 2, 4, 6, 8, 10, 12, 14], 'are not ascending, from 0 on'),
-        ([], r'are no indices: torch.float32, shape \(0,\)'),
-    ],
-)
-def test_indices_that_make_no_sense(inputs, message):
-    index = 'backbone.layers.1.ffn.layers.0.0.inputs'
-    weights = {**slim_vit().state_dict(), index: torch.tensor(inputs)}
-    with pytest.raises(ValueError, match=rf'^a\.pth: {index} {message}'):
-        check_slim_buffers(weights, 'a.pth')
-    if inputs:
-        with pytest.raises(ValueError, match=message):
-            check_weights(slim_vit(), weights)
-
-
-def attention(sizes: Tensor, rows: int = 28, columns: int = 6) -> dict[str, Tensor]:
-    """Two heads of 5 query and key and 4 value channels, unless told otherwise."""
-    weights = {'qkv.weight': torch.ones(rows, 16), 'proj.weight': torch.ones(16, columns)}
-    return {'a.sizes': sizes, **{f'a.{name}': value for name, value in weights.items()}}
-
-
-@pytest.mark.parametrize(
-    'weights, message',
-    [
-        (attention(torch.tensor([2, 5, 4])), r'say 2 heads of 5 and 4 .* proj.weight \(16, 6\)'),
-        (attention(torch.tensor([2, 5, 3])), r'say 2 heads of 5 and 3 .* qkv.weight \(28, 16\)'),
-        (attention(torch.tensor([2, 0, 4])), r'are not heads and channels .* \[2, 0, 4\]'),
-        (attention(torch.tensor([2, 5])), r'are not heads and channels per head, but \[2, 5\]'),
-    ],
-)
-def test_sizes_that_make_no_sense(weights, message):
-    with pytest.raises(ValueError, match=f'^the checkpoint: a.sizes {message}'):
-        check_slim_buffers(weights)
-    check_slim_buffers(attention(torch.tensor([2, 5, 4]), columns=8))
-    check_slim_buffers({'inputs': torch.ones(2), 'a.inputs': -torch.ones(2)})  # of somebody else
-
-
-def test_nan_and_infinity():
-    model = swin()
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    mask = 'backbone.stages.0.blocks.0.attn.attn_mask'
-    weights[mask] = torch.full((2, 2), -torch.inf)
-    check_finite(weights)
-    check_finite(weights, model=model)
-    for value in (torch.nan, torch.inf):
-        broken = {**weights, 'head.fc.bias': torch.tensor([0.0, value])}
-        for network in (None, model):
-            with pytest.raises(
-                ValueError, match=r'^a.pth is NaN or infinite in 1 weight: head.fc.bias'
-            ):
-                check_finite(broken, 'a.pth', network)
-    with pytest.raises(ValueError, match=rf'^the checkpoint .* 1 weight: {mask}\. Take an'):
-        check_finite({**weights, mask: torch.full((2, 2), torch.nan)})
-    every = {name: value * torch.nan for name, value in weights.items() if 'norm' in name}
-    with pytest.raises(ValueError, match=r'in \d\d weights: .*, \.\.\.\. Take an earlier'):
-        check_finite(every)

@@ -1,137 +1,40 @@
-"""The public YOLOS, Hugging Face's and ours: the same weights give the same logits and boxes.
+"""The public YOLOS, Hugging Face's and ours: the same weights give the same logits and boxes."""
 
-The networks are small, with random weights in every parameter. The public one is built of timm's
-blocks, whose names its release has.
-"""
-
-import runpy
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
+from yolos_networks import (
+    PUBLISHED,
+    SMALL,
+    TYPES,
+    WIDTH,
+    PublicYOLOS,
+    assert_same,
+    huggingface,
+    ours,
+    randomised,
+    small,
+)
 
 from mcf_mm.models import YOLOS
 from mcf_mm.pruning import Structure, cut, find_ffns
-from mcf_mm.registry import MODELS
-from mcf_mm.weights.checkpoint import read_header, read_state_dict, save_state_dict
+from mcf_mm.weights.checkpoint import read_header, read_state_dict
 from mcf_mm.weights.convert import convert_checkpoint, convert_state_dict
 from mcf_mm.weights.files import save_pth
-from mcf_mm.weights.timm import to_timm
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
-WIDTH, DEPTH, HEADS, DET_TOKENS, CLASSES = 48, 3, 3, 7, 5
-# The published size: 54 x 32 patches are as many as 32 x 54, and not the same positions.
-PUBLISHED = (512, 864)
-SMALL = (64, 96)
 # Upright, smaller, larger, and sides that are no multiples of a patch.
 SIZES = [PUBLISHED, (864, 512), (256, 432), (544, 880), (250, 333)]
-TYPES = pytest.mark.parametrize('type_one', [True, False], ids=['type I', 'type II'])
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        # Norms near one, so that attention is sharp and each part of the image is felt.
-        centre = float(parameter.ndim == 1 and name.endswith('weight'))
-        parameter.data = centre + torch.randn(parameter.shape, generator=generator) * 0.3
-    return model.eval()
-
-
-def ours(type_one: bool, img_size=PUBLISHED, **kwargs) -> YOLOS:
-    arch = dict(embed_dims=WIDTH, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=96)
-    backbone = dict(
-        type='mcf_mm.YOLOSVisionTransformer',
-        arch=arch,
-        img_size=img_size,
-        num_det_tokens=DET_TOKENS,
-        with_mid_pos_embed=type_one,
-        **kwargs,
-    )
-    preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
-    model = dict(
-        type='mcf_mm.YOLOS',
-        data_preprocessor=dict(type='mmdet.DetDataPreprocessor', bgr_to_rgb=True, **preprocessor),
-        backbone=backbone,
-        bbox_head=dict(type='mcf_mm.YOLOSHead', num_classes=CLASSES, embed_dims=WIDTH),
-    )
-    return randomised(MODELS.build(model))
-
-
-def small(type_one: bool, **kwargs) -> YOLOS:
-    return ours(type_one, img_size=SMALL, **kwargs)
-
-
-def huggingface(type_one: bool, img_size=PUBLISHED) -> nn.Module:
-    transformers = pytest.importorskip('transformers')
-    config = transformers.YolosConfig(
-        hidden_size=WIDTH,
-        num_hidden_layers=DEPTH,
-        num_attention_heads=HEADS,
-        intermediate_size=96,
-        layer_norm_eps=1e-6,
-        image_size=img_size,
-        num_detection_tokens=DET_TOKENS,
-        use_mid_position_embeddings=type_one,
-        num_labels=CLASSES,
-    )
-    return randomised(transformers.YolosForObjectDetection(config))
-
-
-class Perceptron(nn.Module):
-    def __init__(self, out_channels: int):
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, n) for n in (WIDTH, WIDTH, out_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, second, third = self.layers
-        return third(second(first(x).relu()).relu())
-
-
-class PublicYOLOS(nn.Module):
-    """For images of the size that its positions were learnt for."""
-
-    def __init__(self, type_one: bool, img_size: tuple[int, int]):
-        super().__init__()
-        vit = timm.models.VisionTransformer(
-            img_size, 16, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, mlp_ratio=2, num_classes=0
-        )
-        tokens = 1 + vit.patch_embed.num_patches + DET_TOKENS
-        vit.pos_embed = nn.Parameter(torch.empty(1, tokens, WIDTH))
-        vit.det_token = nn.Parameter(torch.empty(1, DET_TOKENS, WIDTH))
-        if type_one:
-            vit.mid_pos_embed = nn.Parameter(torch.empty(DEPTH - 1, 1, tokens, WIDTH))
-        self.backbone = vit
-        self.class_embed = Perceptron(CLASSES + 1)
-        self.bbox_embed = Perceptron(4)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        vit = self.backbone
-        x = torch.cat((vit.cls_token, vit.patch_embed(image), vit.det_token), dim=1)
-        x = x + vit.pos_embed
-        for i, block in enumerate(vit.blocks):
-            x = block(x)
-            if hasattr(vit, 'mid_pos_embed') and i < DEPTH - 1:
-                x = x + vit.mid_pos_embed[i]
-        x = vit.norm(x)[:, -DET_TOKENS:]
-        return self.class_embed(x), self.bbox_embed(x).sigmoid()
-
-
-def assert_same(one: dict, other: dict) -> None:
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def assert_equal_results(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
-    for ours, theirs in zip(one, other, strict=True):
-        assert ours.std() > 0.05  # results that are alike whatever the input prove nothing
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    for own, theirs in zip(one, other, strict=True):
+        assert own.std() > 0.05  # results that are alike whatever the input prove nothing
+        torch.testing.assert_close(own, theirs, atol=1e-4, rtol=0)
 
 
 @TYPES
@@ -210,103 +113,6 @@ def test_there_and_back_gives_the_same_bits(type_one, slim):
             (inputs,) = [key for key in converted if key.endswith('.inputs')]
             assert torch.equal(converted[inputs], kept['inputs'])
             assert converted[inputs.replace('inputs', 'weight')].shape == (32, 24)
-
-
-@TYPES
-def test_both_names_of_the_mid_position_embeddings(type_one, tmp_path):
-    """transformers 5 renames them when it has read its files; older versions do not."""
-    theirs = huggingface(type_one)
-    theirs.save_pretrained(tmp_path)
-    in_memory, in_file = theirs.state_dict(), load_file(tmp_path / 'model.safetensors')
-    assert sum('mid_position' in key for key in in_memory) == type_one
-    converted = convert_state_dict(in_memory, 'mmdet')
-    assert_same(convert_state_dict(in_file, 'mmdet'), converted)
-    assert_same(convert_state_dict(converted, 'huggingface'), in_file)
-
-
-def test_files_of_a_slim_detector(tmp_path):
-    model = small(True)
-    ffn = find_ffns(model)[1]
-    kept = dict(inputs=torch.arange(20), hidden=torch.arange(30))
-    cut(model, Structure({ffn.name: kept}))
-    header = {'sizes': {ffn.name: [20, 30]}, 'ratio': 0.5}
-    save_state_dict(tmp_path / 'slim.safetensors', model.state_dict(), header)
-    names = {'original': 'backbone.blocks.1.mlp', 'huggingface': 'vit.encoder.layer.1.mlp'}
-    for library, name in names.items():
-        there, back = tmp_path / f'{library}.safetensors', tmp_path / 'back.safetensors'
-        convert_checkpoint(tmp_path / 'slim.safetensors', there, library)
-        assert read_header(there)['sizes'] == {name: [20, 30]}
-        convert_checkpoint(there, back, 'mmdet')
-        header = read_header(back)
-        assert (header['sizes'], header['ratio']) == ({ffn.name: [20, 30]}, 0.5)
-    again = small(True, sizes='auto')
-    again.load_state_dict(read_state_dict(str(back)))
-    assert find_ffns(again)[1].sizes == dict(inputs=20, hidden=30)
-    image = torch.randn(1, 3, 96, 64)
-    assert torch.equal(again(image)[1], model(image)[1])
-
-
-def test_keys_that_are_unknown_or_missing():
-    weights = small(True).state_dict()
-    scale = {'backbone.blocks.0.ls1.gamma': torch.ones(WIDTH)}
-    public = convert_state_dict(weights, 'original')
-    with pytest.raises(ValueError, match="1 of .* not of a YOLOS in .* of original: '.*ls1.gamma'"):
-        convert_state_dict(public | scale, 'mmdet')
-
-    def without(names: dict, *ends: str) -> dict:
-        return {key: names[key] for key in names if not key.endswith(ends)}
-
-    with pytest.raises(
-        ValueError,
-        match="2 weights of a YOLOS in the names of original are missing: 'backbone.det_token', "
-        "'class_embed.layers.1.bias'",
-    ):
-        convert_state_dict(without(public, 'det_token', 'class_embed.layers.1.bias'), 'mmdet')
-    theirs = convert_state_dict(weights, 'huggingface')
-    gone = tuple(f'layer.1.attention.attention.{third}.bias' for third in ('query', 'key', 'value'))
-    with pytest.raises(ValueError, match=f"3 weights .*'vit.encoder.{gone[0]}', .*'.*{gone[2]}'$"):
-        convert_state_dict(without(theirs, *gone), 'original')
-    with pytest.raises(ValueError, match=rf"\['vit.*{gone[1]}'\] are missing beside 'vit.encoder"):
-        convert_state_dict(without(theirs, gone[1]), 'original')
-    # A detector without its blocks in between is of another depth, and said so.
-    block = [key for key in weights if key.startswith('backbone.layers.1.')]
-    with pytest.raises(ValueError, match="12 weights .* of mmdet .*'backbone.layers.1.ln1.w"):
-        convert_state_dict(without(weights, *block), 'original')
-    # Without the embeddings between its blocks it is one of type II.
-    assert_same(
-        convert_state_dict(without(public, 'mid_pos_embed'), 'mmdet'),
-        without(weights, 'mid_pos_embed'),
-    )
-
-
-def test_names_that_a_family_lacks():
-    weights = small(False).state_dict()
-    libraries = r"\['mmdet', 'original', 'huggingface'\]"
-    for library in ('mmpretrain', 'timm'):
-        message = f'the weights are of a YOLOS: to must be one of {libraries}, got .{library}.'
-        with pytest.raises(ValueError, match=message):
-            convert_state_dict(weights, library)
-    with pytest.raises(ValueError, match='of a YOLOS: to must be one of .*, got .timm.'):
-        to_timm(weights, 'deit_tiny_patch16_224')
-    with pytest.raises(ValueError, match='names of mmdet already, nothing is to be converted'):
-        convert_state_dict(weights, 'mmdet')
-    classifier = timm.models.VisionTransformer(32, 16, embed_dim=16, depth=1, num_heads=2)
-    with pytest.raises(ValueError, match="of a ViT: to must be .*'mmpretrain', .*got 'mmdet'"):
-        convert_state_dict(classifier.state_dict(), 'mmdet')
-
-
-def test_tool(tmp_path, monkeypatch, capsys):
-    torch.save({'model': randomised(PublicYOLOS(True, SMALL)).state_dict()}, tmp_path / 'yolos.pth')
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])
-        runpy.run_path(str(TOOL), run_name='__main__')
-
-    run(tmp_path / 'yolos.pth', tmp_path / 'ours.safetensors', '--to', 'mmdet')
-    number = sum(parameter.numel() for parameter in small(True).parameters())
-    assert f'{number / 1e6:.3f} M parameters' in capsys.readouterr().out
-    with pytest.raises(SystemExit, match='yolos.pth: the weights are of a YOLOS: to must be one'):
-        run(tmp_path / 'yolos.pth', tmp_path / 'ours.safetensors', '--to', 'mmpretrain')
 
 
 def public_results(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:

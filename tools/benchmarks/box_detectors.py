@@ -10,19 +10,17 @@ goes on. Needs tools/prepare_real_data.py; the table in configs/detectors/README
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 from runs import ROOT, complete, last_scores, logged, train_command
-from tables import table
+from tables import read_results, table, write_results
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
 from mcf_mm.analysis.throughput import compare
 from mcf_mm.engine.config import input_shape, load_config
 from mcf_mm.engine.networks import build_model
-from mcf_mm.files import whole_file
 
 CONFIGS = {
     'raccoon': 'retinanet_deit-tiny_sfp_2cpu-20e_raccoon.py',
@@ -86,7 +84,7 @@ def main() -> None:
         name: folder / (SIDT_CONFIGS if name == 'sidt' else CONFIGS)[args.data]
         for name in args.only
     }
-    results = json.loads(args.results.read_text()) if args.results.is_file() else {}
+    results = read_results(args.results)
     options = {name: backbone_options(name, args.out) for name in args.only}
     # Seeds in the outer loop: whenever it is stopped, all backbones are equally far.
     for seed in args.seeds:
@@ -100,7 +98,7 @@ def main() -> None:
                 sys.exit(f'error: {work_dir} has no evaluation; delete it to train again')
             key = f'{args.data} | {BACKBONES[name][0]} | seed {seed}'
             results[key] = {**results.get(key, {}), **row}
-            write(args.results, results)
+            write_results(args.results, results)
     models = {}
     for name in args.only:
         slim = args.out / f'{args.data}_{name}_seed{args.seeds[0]}' / 'slim.py'
@@ -114,15 +112,8 @@ def main() -> None:
                 macs=speed.macs,
                 images_per_second=round(speed.images_per_second, 1),
             )
-    write(args.results, results)
+    write_results(args.results, results)
     print(table(results))
-
-
-def write(path: Path, results: dict[str, dict]) -> None:
-    """Write results; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(results, indent=1) + '\n')
 
 
 if __name__ == '__main__':

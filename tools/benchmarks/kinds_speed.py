@@ -11,18 +11,17 @@ beside this file. Needs a quiet machine where there is more than one thread.
 
 import argparse
 import copy
-import json
 import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from tables import read_results, write_results
 
 from mcf_mm.analysis.throughput import compare
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.networks import build_model
-from mcf_mm.files import whole_file
 from mcf_mm.pruning import find_units, prune
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -61,7 +60,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=7, help='timed passes of a repeat')
     parser.add_argument('--repeats', type=int, default=3)
     args = parser.parse_args()
-    results = json.loads(args.results.read_text()) if args.results.is_file() else {}
+    results = read_results(args.results)
     place = platform.machine() if args.device == 'cpu' else torch.cuda.get_device_name(args.device)
     for name in args.only:
         config, side, batch = NETWORKS[name]
@@ -86,8 +85,7 @@ def main() -> None:
                         shares=[round(run.share, 3) for run in runs],
                     )
                     Console().print(f'{key}: {results[key]}', markup=False, highlight=False)
-                    with whole_file(args.results) as partial:
-                        partial.write_text(json.dumps(results, indent=1) + '\n')
+                    write_results(args.results, results)
 
 
 def small_networks(dense: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:

@@ -12,7 +12,6 @@ by ``tables.py`` beside this file. Seconds are of the processor, all cores toget
 
 import argparse
 import copy
-import json
 import re
 import time
 from pathlib import Path
@@ -21,13 +20,12 @@ from typing import Any
 
 from mmengine.config import DictAction
 from small_without_training import timed
-from tables import table
+from tables import read_results, table, write_results
 
 from mcf_mm.comparison.bench import Bench
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.networks import model_costs
 from mcf_mm.engine.search import search_checkpoint
-from mcf_mm.files import whole_file
 from mcf_mm.pruning import find_units, read_policy
 from mcf_mm.search.shape import Shape
 
@@ -66,7 +64,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     args = parse_args()
-    results = json.loads(args.results.read_text()) if args.results.is_file() else {}
+    results = read_results(args.results)
     cfg = load_config(args.config, 'work_dirs/bench', args.cfg_options)
     bench = Bench(cfg, args.checkpoint, args.num_images, keep=True)
     for budget in args.budgets:
@@ -78,11 +76,11 @@ def main() -> None:
                 if key not in results:
                     print(f'\n{key}')
                     results[key] = done(bench, args, budget, row, seed, key)
-                    write(args.results, results)
+                    write_results(args.results, results)
                     print(f'{key}: {results[key]}')
     if 'dense' not in results:
         results['dense'] = timed(bench.measured(bench.dense), 0.0) | {'shared_seconds': 0.0}
-        write(args.results, results)
+        write_results(args.results, results)
     print(table(results))
     print(best_so_far(results))
 
@@ -178,13 +176,6 @@ def best_so_far(results: dict[str, dict], after: tuple[int, ...] = (1, 10, 20, 4
         cells += [f'{value:.1f}' for value in (mean(r['mean_score'] for r in rows), *best)]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
-
-
-def write(path: Path, results: dict[str, dict]) -> None:
-    """Write results; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(results, indent=1) + '\n')
 
 
 if __name__ == '__main__':

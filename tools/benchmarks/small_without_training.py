@@ -19,7 +19,6 @@ Rows of torch-pruning need ``pip install -e '.[peers]'``; without it they are le
 
 import argparse
 import copy
-import json
 import re
 import time
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from typing import Any
 
 import torch
 from mmengine.config import DictAction
-from tables import table
+from tables import read_results, table, write_results
 from torch import nn
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
@@ -38,7 +37,6 @@ from mcf_mm.comparison.rows import LS, hidden_alone
 from mcf_mm.engine.calibration_data import calibration_loader
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.heal import heal_model, parse_settings
-from mcf_mm.files import whole_file
 from mcf_mm.pruning import Seen, find_units, within_budget
 from mcf_mm.pruning.criteria.obs import OBS
 from mcf_mm.pruning.curves import Curves
@@ -81,7 +79,7 @@ BUDGETS = (MCF_BUDGET, 'macs=0.890e9', 'macs=0.75e9')
 def main() -> None:
     args = parse_args()
     out = Path(args.out)
-    results: dict[str, dict] = json.loads(out.read_text()) if out.is_file() else {}
+    results: dict[str, dict] = read_results(out)
     bench = Small(args)
     for budget in args.budgets:
         for name, arguments in methods(budget).items():
@@ -99,13 +97,11 @@ def main() -> None:
                         continue
                     print(f'\n{key}')
                     results[key] = bench.row(arguments, seed, key)
-                    with whole_file(out) as partial:
-                        partial.write_text(json.dumps(results, indent=1))
+                    write_results(out, results)
                     print(f'{key}: {results[key]}')
     if 'dense' not in results:
         results['dense'] = bench.dense_row()
-        with whole_file(out) as partial:
-            partial.write_text(json.dumps(results, indent=1))
+        write_results(out, results)
     print(table(results))
 
 

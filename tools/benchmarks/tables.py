@@ -18,9 +18,23 @@ from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+from mcf_mm.files import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r'(<!-- table (\S+) ?(.*?) -->\n).*?(<!-- /table -->)', re.DOTALL)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The results in a JSON file; empty where there is none."""
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write results; the file appears whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
 
 
 def main() -> None:

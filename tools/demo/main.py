@@ -25,6 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed  # noqa:
 from pathlib import Path  # noqa: E402
 
 # Beside this file, where Python looks first.
+import outcome  # noqa: E402
 import steps as demo  # noqa: E402
 from digits import MANIFEST, DigitsSettings, write_digits  # noqa: E402
 from mmengine.config import Config  # noqa: E402
@@ -91,7 +92,7 @@ class Tools:
 
 def run_all(
     wanted: Mapping[str, str],
-    evaluation: demo.Evaluation,
+    evaluation: outcome.Evaluation,
     console: Console,
     say: Callable[[str], None],
 ) -> None:
@@ -150,14 +151,14 @@ def main() -> None:
     configs: dict[str, Config] = {step.name: load_config(step.config_file) for step in demo.STEPS}
     wanted = {step.name: demo.fingerprint(configs, step.name, data) for step in demo.STEPS}
     everything = ' '.join(wanted.values())
-    results = demo.read_results(OUT / 'results.json', everything)
+    results = outcome.read_results(OUT / 'results.json', everything)
     if results is None or not all(demo.is_done(step, wanted[step.name]) for step in demo.STEPS):
-        evaluation = demo.Evaluation(configs, OUT)
+        evaluation = outcome.Evaluation(configs, OUT)
         run_all(wanted, evaluation, console, say)
         say('time the networks')
         results = evaluation.report(everything)
     say('done')
-    console.print(demo.results_table(results))
+    console.print(outcome.results_table(results))
     console.print(f'pictures: {OUT / "kept_sizes.png"}, {OUT / "detections.png"}')
     if problems := results.missed():
         console.print('limits missed: ' + '; '.join(problems))

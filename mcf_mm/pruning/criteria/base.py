@@ -14,6 +14,7 @@ from mcf_mm.pruning.observers import ActivationObserver, GradientObserver, Obser
 from mcf_mm.pruning.policy import FLOORS, without_tokens
 from mcf_mm.pruning.structure import Sizes, Structure, check_seed
 from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import Units
 
 #: A user's own criterion: scores ``(count,)`` of a kind of a unit, the larger the more important.
 ScoreFunction = Callable[[Unit, str, Seen], Tensor]
@@ -60,7 +61,7 @@ class Criterion:
 
     def plan(
         self,
-        units: Sequence[Unit],
+        units: Units,
         kinds: Mapping[str, Iterable[str]],
         seen: Seen,
         costs: Costs,

@@ -55,11 +55,13 @@ class HSIC(Criterion):
 
     def scores(self, unit: Unit, kind: str, seen: Seen) -> Tensor:
         found = seen.dependence(unit, kind)
-        if kind == 'hidden':
-            size = unit_interval(found.size)
-            return DEPENDENCE * unit_interval(found.prediction) + (1 - DEPENDENCE) * size
-        others = found.between.sum(1) - found.between.diag()
-        return found.prediction - REDUNDANCY * others / max(1, len(others) - 1)
+        if found.between is not None:  # of heads
+            others = found.between.sum(1) - found.between.diag()
+            return found.prediction - REDUNDANCY * others / max(1, len(others) - 1)
+        if found.size is None:
+            raise ValueError(f'calibration has not gathered the size of {kind} of {unit.name}')
+        size = unit_interval(found.size)
+        return DEPENDENCE * unit_interval(found.prediction) + (1 - DEPENDENCE) * size
 
 
 def unit_interval(values: Tensor) -> Tensor:

@@ -122,6 +122,8 @@ class MCF(Criterion):
 
         All rows count: guidance passes through all FFNs, and this is one.
         """
+        if not isinstance(unit, FFN):
+            raise ValueError(f'MCF scores the weights of FFNs, and {unit.name} is none')
         layers = (
             (unit.fc1.weight, seen[unit, 'inputs'], None),
             (unit.fc2.weight, seen[unit, 'hidden'], None),

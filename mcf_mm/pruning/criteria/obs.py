@@ -27,7 +27,7 @@ from mcf_mm.pruning.solves import (
 from mcf_mm.pruning.structure import Sizes, Structure
 from mcf_mm.pruning.token_curve import RATIOS, best_with_tokens, measure_tokens
 from mcf_mm.pruning.unit import Unit
-from mcf_mm.pruning.units import Units
+from mcf_mm.pruning.units import Attention, Units
 from mcf_mm.pruning.validation import (
     KEPT,
     best_ridge,
@@ -87,7 +87,9 @@ class OBS(Criterion):
         self._orders, self._costs, self._fitted = {}, {}, {}
         felt = self.metric == 'fisher'
         return [
-            PairObserver(unit, felt) if kind == 'qk' else MomentObserver(unit, kind, felt)
+            PairObserver(unit, felt)
+            if kind == 'qk' and isinstance(unit, Attention)
+            else MomentObserver(unit, kind, felt)
             for unit in units
             for kind in sizes.get(unit.name, ())
         ]
@@ -112,7 +114,7 @@ class OBS(Criterion):
         key = (unit.name, kind)
         if key in self._costs:
             return
-        if kind == 'qk':
+        if kind == 'qk' and isinstance(unit, Attention):
             pairs = seen.pairs(unit)
             own = find_turn(unit, kind, seen).cost
             self._fitted[key] = own
@@ -123,8 +125,8 @@ class OBS(Criterion):
         weight = augmented(dict(unit.consumers())[place])
         halves, heads = moments.halves, unit.sizes.get('heads', 1)
         if halves is not None:
-            halves = tuple(half.double() for half in halves)
-        if kind == 'v':
+            halves = halves[0].double(), halves[1].double()
+        if kind == 'v' and isinstance(unit, Attention):
             own = find_turn(unit, kind, seen).cost
             self._fitted[key] = own
             self._costs[key] = own if halves is None else judged_values(weight, halves, heads)

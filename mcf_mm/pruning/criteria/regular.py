@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcf_mm.pruning.structure import Sizes, Structure
 from mcf_mm.pruning.unit import Unit
+from mcf_mm.pruning.units import FFN
 
 
 def regular_sparsity(scores: Tensor, tiebreak: Tensor, kept: int) -> Tensor:
@@ -47,9 +48,9 @@ class SparseFFN:
     @classmethod
     def from_scores(
         cls,
-        scores: tuple[Tensor, Tensor],
-        tiebreaks: tuple[Tensor, Tensor],
-        kept: tuple[int, int],
+        scores: Sequence[Tensor],
+        tiebreaks: Sequence[Tensor],
+        kept: Sequence[int],
     ) -> 'SparseFFN':
         """CRS of both layers: each row of fc1 keeps C' inputs, each row of fc2 H' units."""
         masks = [
@@ -71,10 +72,11 @@ class SparseFFN:
     @property
     def thresholds(self) -> tuple[float, float]:
         """Threshold of eq. 4 for both layers: the smallest score kept, median over rows."""
-        return tuple(
+        first, second = (
             float(scores.double().masked_fill(~mask, torch.inf).amin(1).median())
             for scores, mask in zip(self.scores, self.masks, strict=True)
         )
+        return first, second
 
 
 def x_transformation(
@@ -104,7 +106,8 @@ def x_transformation(
     if shared_inputs == 'network':
         totals: dict[int, Tensor] = {}
         for vote in votes.values():
-            totals[vote.shape[1]] = totals.get(vote.shape[1], 0) + vote
+            width = vote.shape[1]
+            totals[width] = totals[width] + vote if width in totals else vote
         votes = {name: totals[vote.shape[1]] for name, vote in votes.items()}
         for width in totals:
             wanted = {numbers[name] for name, vote in votes.items() if vote.shape[1] == width}
@@ -154,17 +157,17 @@ def check_last_step(last_step: str, compensation: str) -> None:
 
 def held_masks(
     units: Sequence[Unit], sparse: Mapping[str, SparseFFN]
-) -> list[tuple[nn.Parameter, Tensor]]:
+) -> list[tuple[Tensor, Tensor]]:
     """Weights of the FFNs in ``sparse``, each with what CRS keeps of it (eq. 4)."""
     return [
         (linear.weight, mask)
         for unit in units
-        if unit.name in sparse
+        if isinstance(unit, FFN) and unit.name in sparse
         for linear, mask in zip((unit.fc1, unit.fc2), sparse[unit.name].masks, strict=True)
     ]
 
 
-def hold(masks: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+def hold(masks: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Set to zero what masks do not keep, in place."""
     for parameter, kept in masks:
         parameter.data.mul_(kept)
