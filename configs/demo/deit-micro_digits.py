@@ -7,7 +7,7 @@ _base_ = [
 ]
 custom_imports = dict(imports=['mcf_mm.registry'])
 
-max_epochs = 14
+max_epochs = 12
 lr = 1.5e-3
 
 optim_wrapper = dict(optimizer=dict(lr=lr))

@@ -2,7 +2,7 @@
 
 _base_ = './deit-micro_digits.py'
 
-load_from = 'work_dirs/deit-micro_digits/epoch_14.pth'
+load_from = 'work_dirs/deit-micro_digits/epoch_12.pth'
 max_epochs = 8
 lr = 1e-3
 

@@ -9,7 +9,7 @@ _base_ = [
 # For programs that do not import mcf_mm themselves, such as mmdet.apis.
 custom_imports = dict(imports=['mcf_mm.registry'])
 
-checkpoint = 'work_dirs/deit-micro_digits/epoch_14.pth'
+checkpoint = 'work_dirs/deit-micro_digits/epoch_12.pth'
 
 max_epochs = 5
 lr = 1e-3

@@ -54,7 +54,7 @@ class DigitsSettings:
     digit_sizes: tuple[int, int] = (18, 24)
     digits_per_scene: tuple[int, int] = (1, 3)
     copies: dict[str, int] = field(default_factory=lambda: dict(train=8, val=4, test=4))
-    scenes: dict[str, int] = field(default_factory=lambda: dict(train=8000, val=500, test=500))
+    scenes: dict[str, int] = field(default_factory=lambda: dict(train=12000, val=500, test=500))
 
     def __post_init__(self) -> None:
         smallest, largest = self.digit_sizes

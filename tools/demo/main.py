@@ -139,7 +139,7 @@ def run_all(
 def main() -> None:
     args = parse_args()
     os.chdir(ROOT)  # The configs name data and work directories from here.
-    console = Console()
+    console = Console(file=sys.stdout)  # this one, also while tests print elsewhere
     start = time.monotonic()
 
     def say(text: str) -> None:

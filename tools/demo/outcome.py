@@ -1,6 +1,7 @@
 """What came out of the steps of the main job: figures, limits, pictures and the one table."""
 
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -115,8 +116,11 @@ class Evaluation:
         with self.lock:
             if step.name not in self.figures:
                 config = self._config(step)
-                runner = Runner.from_cfg(config)
-                metrics = runner.test()
+                self.out_dir.mkdir(parents=True, exist_ok=True)
+                # pycocotools prints tables: one line is enough here.
+                with (self.out_dir / 'test.log').open('a') as log, redirect_stdout(log):
+                    runner = Runner.from_cfg(config)
+                    metrics = runner.test()
                 metrics = {METRICS[key]: metrics[key] for key in METRICS if key in metrics}
                 cost = count_complexity(runner.model, input_shape(config))
                 self.runners[step.name] = runner

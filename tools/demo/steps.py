@@ -54,7 +54,7 @@ class Step:
         return f'configs/demo/{self.config or self.name}.py'
 
 
-DENSE = Step('deit-micro_digits', 'train the classifier', ('classifier', 'dense'), 'epoch_14.pth')
+DENSE = Step('deit-micro_digits', 'train the classifier', ('classifier', 'dense'), 'epoch_12.pth')
 ONE_SHOT = Step(
     'one-shot_deit-micro_digits',
     'prune it in one shot, without training',
