@@ -36,7 +36,9 @@ LIKE = {
 def test_the_readme_has_the_config_and_the_search_is_shorter_than_the_run(name):
     config = Config.fromfile(PATHS[name])
     (hook,) = config.custom_hooks
-    assert hook.type == 'mcf_mm.ScoreSearchHook' and hook.ratio == 0.2
+    # At 0.35 a detector has as many parameters as with the others' backbones.
+    ratio = 0.35 if 'raccoon' in name else 0.2
+    assert hook.type == 'mcf_mm.ScoreSearchHook' and hook.ratio == ratio
     epochs = config.train_cfg.max_epochs
     assert 0 < hook.search_epochs < epochs
     readme = (CONFIGS / 'sidt/README.md').read_text()
