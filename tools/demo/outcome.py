@@ -137,6 +137,7 @@ class Evaluation:
         config.log_level = 'WARNING'
         # The runs share a process, and with it MMEngine's global instances: they need own names.
         config.experiment_name = f'test_{step.name}'
+        config.visualizer.name = f'visualizer_{step.name}'
         return config
 
     def report(self, wanted: str) -> Results:
