@@ -191,6 +191,20 @@ def test_tables_are_as_the_files_of_results_say():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_page_may_have_several_tables(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools' / 'benchmarks')
+    from tables import with_tables
+
+    one = 'configs/detectors/results/box_detectors.json'
+    whole, some = (f'<!-- table {one}{shown} -->\n<!-- /table -->' for shown in ('', ' dense'))
+    page = f'a\n{whole}\nb\n{some}\nc'
+    written = with_tables(page)
+    parts = [line for line in written.splitlines() if line in 'abc' or line.startswith('<!--')]
+    assert parts == [line for line in page.splitlines() if line]
+    assert written.count('| dense |') == 2
+    assert written.count('MCF') == with_tables(whole).count('MCF') > 0
+
+
 def test_a_table_keeps_healings_apart_and_takes_the_mean_of_seeds(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'tools' / 'benchmarks')
     from tables import table

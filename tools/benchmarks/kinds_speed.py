@@ -7,6 +7,7 @@ beside this file. Needs a quiet machine where there is more than one thread.
 
     python tools/benchmarks/kinds_speed.py
     python tools/benchmarks/kinds_speed.py --device cuda --batch 64 --threads 1
+    python tools/benchmarks/kinds_speed.py --profile --only DeiT-S      # where the time goes
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from tables import read_results, write_results
+from torch.profiler import ProfilerActivity
 
 from mcf_mm.analysis.throughput import compare
 from mcf_mm.engine.config import load_config
@@ -59,7 +61,14 @@ def main() -> None:
     parser.add_argument('--precisions', nargs='+', default=['fp32', 'bf16'])
     parser.add_argument('--rounds', type=int, default=7, help='timed passes of a repeat')
     parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--profile', action='store_true', help='of dense networks, on the CPU')
     args = parser.parse_args()
+    if args.profile:
+        for name in args.only:
+            config, side, batch = NETWORKS[name]
+            dense = build_model(load_config(str(CONFIGS / config))).eval()
+            profiled(name, dense, torch.randn(args.batch or batch, 3, side, side))
+        return
     results = read_results(args.results)
     place = platform.machine() if args.device == 'cpu' else torch.cuda.get_device_name(args.device)
     for name in args.only:
@@ -86,6 +95,23 @@ def main() -> None:
                     )
                     Console().print(f'{key}: {results[key]}', markup=False, highlight=False)
                     write_results(args.results, results)
+
+
+@torch.no_grad()
+def profiled(name: str, dense: torch.nn.Module, images: torch.Tensor, passes: int = 4) -> None:
+    """Print in which operations a network spends its time, in both precisions."""
+    torch.set_num_threads(1)
+    for precision in ('fp32', 'bf16'):
+        with torch.autocast('cpu', enabled=precision == 'bf16'):
+            dense(images)
+            with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as found:
+                for _ in range(passes):
+                    dense(images)
+        times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+        total = sum(times.values())
+        print(f'{name}, {precision}: {total / passes / 1000:.0f} ms')
+        for key in sorted(times, key=times.get, reverse=True)[:5]:
+            print(f'  {key:50} {times[key] / passes / 1000:6.0f} ms {times[key] / total:6.1%}')
 
 
 def small_networks(dense: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:

@@ -23,7 +23,7 @@ from typing import Any
 from mcf_mm.files import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
-_BLOCK = re.compile(r'(<!-- table (\S+) ?(.*?) -->\n).*?(<!-- /table -->)', re.DOTALL)
+_BLOCK = re.compile(r'(<!-- table (\S+)(?: ([^\n]+?))? -->\n).*?(<!-- /table -->)', re.DOTALL)
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -61,7 +61,8 @@ def with_tables(text: str) -> str:
 
     def block(match: re.Match) -> str:
         results = json.loads((ROOT / match[2]).read_text(encoding='utf-8'))
-        return f'{match[1]}{table(results, match[3])}\n{match[4]}'
+        made = table(results, match[3] or '')
+        return f'{match[1]}{made}\n{match[4]}'
 
     return _BLOCK.sub(block, text)
 
