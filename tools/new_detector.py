@@ -21,6 +21,7 @@ from mcf_mm.datasets.own_data import (
     FORMATS,
     check_overlap,
     check_set,
+    class_lines,
     class_names,
     coco_path,
     guess_format,
@@ -107,6 +108,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, tuple[str, str]], list[
         check_overlap(parts['train'], parts['val'], images['train'], images['val'])
     if kind == 'voc' and class_names(parts['val']) != class_names(parts['train']):
         unify_classes(parts['train'], parts['val'])
+    print('\n'.join(class_lines(parts)))
     folder = args.data or Path('data') / args.out.stem
     files = {}
     for name, source in sources.items():

@@ -4,7 +4,8 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,6 +181,44 @@ def write_set(content: dict, path: str | Path) -> None:
 def class_names(content: dict) -> list[str]:
     """Names of the categories in the order of the file, which numbers mmdet's labels."""
     return [category['name'] for category in content['categories']]
+
+
+def class_lines(parts: Mapping[str, dict]) -> list[str]:
+    """How many boxes each class has, and which class may be a slip of the pen.
+
+    The formats of VOC and YOLO list no classes: a name that is misspelt once is a class more.
+
+    Args:
+        parts: Content of annotation files of COCO, by what to call them, ``'train'``.
+
+    Returns:
+        Lines for the user: one for each class, then one for each that is spelt almost like another
+        and has at most a tenth of its boxes, with the first image that has it.
+    """
+    counts: dict[str, Counter[str]] = {}
+    first: dict[str, str] = {}
+    for part, content in parts.items():
+        names = {row['id']: row['name'] for row in content['categories']}
+        images = {row['id']: row['file_name'] for row in content['images']}
+        counts |= {name: Counter() for name in names.values() if name not in counts}
+        for annotation in content['annotations']:
+            name = names.get(annotation.get('category_id'))
+            if name is not None:  # what does not fit stops in check_set, by name
+                counts[name][part] += 1
+                first.setdefault(name, images.get(annotation.get('image_id'), 'no image'))
+    lines = [
+        f'class {name}: {", ".join(f"{own[part]} boxes in {part}" for part in parts)}'
+        for name, own in counts.items()
+    ]
+    for name, own in counts.items():
+        others = [other for other in counts if other != name]
+        for other in get_close_matches(name, others, 1, cutoff=0.85):
+            if 0 < 10 * own.total() <= counts[other].total():
+                lines.append(
+                    f'class {name!r} is spelt almost like {other!r} and has {own.total()} boxes, '
+                    f'the first in {first[name]}: if that is a slip, correct it and start again'
+                )
+    return lines
 
 
 def unify_classes(training: dict, validation: dict) -> None:

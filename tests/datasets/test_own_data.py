@@ -15,6 +15,7 @@ from mcf_mm.datasets.own_data import (
     Boxes,
     check_overlap,
     check_set,
+    class_lines,
     class_names,
     guess_format,
     read_set,
@@ -257,6 +258,23 @@ def test_classes_of_two_sets_are_numbered_alike(voc, photos, tmp_path):
     unify_classes(training, validation)
     assert class_names(training) == class_names(validation) == ['ant', 'cat']
     assert training['annotations'][0]['category_id'] == 2
+
+
+def test_a_misspelt_class_is_told_with_its_image(voc, photos):
+    for name in ('a', 'b', 'c'):
+        voc(name, label='without_mask' if name != 'b' else 'witout_mask')
+    content = read_set(voc('a', label='without_mask'), photos, 'voc')[0]
+    content['annotations'] += [dict(row) for row in content['annotations'] * 9]
+    for row in content['annotations'][3:]:
+        row['category_id'] = content['annotations'][0]['category_id']
+    lines = class_lines({'train': content, 'val': dict(content, annotations=[])})
+    assert 'class without_mask: 29 boxes in train, 0 boxes in val' in lines
+    assert 'class witout_mask: 1 boxes in train, 0 boxes in val' in lines
+    (slip,) = [line for line in lines if 'spelt' in line]
+    assert slip.startswith(
+        "class 'witout_mask' is spelt almost like 'without_mask' and has 1 boxes"
+    )
+    assert 'the first in b.jpg' in slip
 
 
 def test_a_set_without_boxes_is_refused(yolo, photos, tmp_path):
