@@ -88,7 +88,7 @@ PAGES = [
     ROOT / 'README.md',
     ROOT / 'CONTRIBUTING.md',
     ROOT / 'configs/README.md',
-    *sorted((ROOT / 'configs').glob('*/README.md')),
+    *sorted((ROOT / 'configs').glob('*/*.md')),
 ]
 
 

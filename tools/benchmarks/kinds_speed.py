@@ -2,7 +2,7 @@
 
 Each small network is timed in turn with its dense one. A share of 1 means that time falls as MACs
 do. Weights do not matter, so kinds are cut by magnitude. Results go to a JSON file, row by row;
-what is there is not measured again. The table in configs/mcf/README.md is written by ``tables.py``
+what is there is not measured again. The table in configs/mcf/SPEED.md is written by ``tables.py``
 beside this file. Needs a quiet machine where there is more than one thread.
 
     python tools/benchmarks/kinds_speed.py

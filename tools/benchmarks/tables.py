@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument('--check', action='store_true', help='write nothing')
     check = parser.parse_args().check
     stale = []
-    for path in (ROOT / 'README.md', *sorted((ROOT / 'configs').glob('*/README.md'))):
+    for path in (ROOT / 'README.md', *sorted((ROOT / 'configs').glob('*/*.md'))):
         text = path.read_text(encoding='utf-8')
         written = with_tables(text)
         if written != text:
