@@ -53,8 +53,7 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> Complexity:
     """Counts what one image costs.
 
     Nothing is computed: the forward pass runs on shapes alone. A network that looks at values on
-    the way (a two-stage detector at its proposals) runs for real instead. Operations of a module
-    whose ``forward`` is called by name, as DETR calls its head, count as ``'other'``.
+    the way (a two-stage detector at its proposals) runs for real instead.
 
     Args:
         model: mmpretrain classifier, mmdet detector or any network that takes images ``(1, C, H,
@@ -97,10 +96,22 @@ def _count_macs(
     def total() -> int:
         return counter.get_total_flops() // 2
 
-    for name in (*paths, *sparse):
+    def count(name: str) -> None:
         module = model.get_submodule(name)
-        module.register_forward_pre_hook(lambda *_, name=name: macs.subtract({name: total()}))
-        module.register_forward_hook(lambda *_, name=name: macs.update({name: total()}))
+        forward = module.forward
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            before = total()
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                macs[name] += total() - before
+
+        # No hooks: mmdet calls the forward of its heads by name, which passes them by.
+        module.forward = counted
+
+    for name in (*paths, *sparse):
+        count(name)
     # With gradients: without them nn.MultiheadAttention takes one fused operator for which the
     # counter has no formula.
     with torch.enable_grad(), counter:
