@@ -19,6 +19,8 @@ import torch
 
 #: Seconds between two looks at whether the parent is alive.
 BEAT = 0.5
+#: How far above what is in memory a peak may be that has just begun anew, in bytes.
+RESET_SLACK = 2**25
 #: What a parent need not see the traceback of: the message says it all.
 TOLD = (ValueError, OSError, ImportError)
 
@@ -132,23 +134,37 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def forget_peaks() -> None:
-    """Let the peaks of memory begin anew, where the system can; elsewhere they are of all."""
-    with suppress(OSError):
-        Path('/proc/self/clear_refs').write_text('5')
+def forget_peaks() -> bool:
+    """Let the peaks of memory begin anew.
+
+    Returns:
+        Whether the system did so for this process: some containers forbid it, and then
+        :func:`resident_peak` still tells of all that came before.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path('/proc/self/clear_refs').write_text('5')
+    # What the kernel did is looked at: one that ignores the request reports no error.
+    now = _resident('VmRSS')
+    return now is not None and resident_peak() - now < RESET_SLACK
 
 
 def resident_peak() -> int:
     """Most bytes that this process has had in memory at once, libraries included."""
+    # Not getrusage where it can be helped: after exec it still tells of the parent.
+    peak = _resident('VmHWM')
+    if peak is None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == 'darwin' else 1024 * peak
+    return peak
+
+
+def _resident(field: str) -> int | None:
+    """Bytes in a row of /proc/self/status; None where the system has no such row."""
     status = Path('/proc/self/status')
-    if status.is_file():
-        # Not getrusage, which after exec still tells of the parent.
-        line = next(row for row in status.read_text().splitlines() if row.startswith('VmHWM'))
-        return 1024 * int(line.split()[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else 1024 * peak
+    rows = status.read_text().splitlines() if status.is_file() else []
+    return next((1024 * int(row.split()[1]) for row in rows if row.startswith(field)), None)
 
 
 def device_peak() -> int | None:

@@ -68,6 +68,11 @@ def markdown(results: dict[str, Any]) -> str:
         f'Images/s in turn with the dense network, batch {facts["batch"]}, {facts["device"]}; '
         f'memory is the peak of {where}.',
     ]
+    parts = (part for row in _rows(results) for part in row.values())
+    if not gpu and any(part.get('peak_of_all') for part in parts):
+        notes.append(
+            'This system cannot begin a peak of memory anew: loading and counting are in it too.'
+        )
     if facts.get('heal'):
         notes.append(f'Healed: {json.dumps(facts["heal"])}, on the calibration images.')
     if facts.get('epochs'):

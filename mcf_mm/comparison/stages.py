@@ -101,18 +101,20 @@ def one_shot(task: Task, name: str, folder: Path, told: Told) -> dict[str, Any]:
     Returns:
         ``params``, ``macs``, ``top1``, ``images``; ``seconds`` and ``processor_seconds`` of
         pruning; ``peak_bytes``, the most that the process had in memory until then, of which
-        ``before_bytes`` before pruning began, and ``gpu_peak_bytes``.
+        ``before_bytes`` before pruning began, and ``gpu_peak_bytes``; ``peak_of_all`` where the
+        system cannot begin a peak anew, so that it is of all that the process did.
     """
     row, bench = methods()[name], task.bench(folder, told)
     check_budget(task.budget, bench.costs)  # costs are counted before the clock runs
     model = bench.dense  # in place: a copy would count as memory of the method
     ready = _pruning(row, bench, model, task, folder)
-    forget_peaks()
+    anew = forget_peaks()
     before = resident_peak()
     clock = time.perf_counter(), time.process_time()
     facts = ready()
     spent = time.perf_counter() - clock[0], time.process_time() - clock[1]
     memory = dict(peak_bytes=resident_peak(), before_bytes=before, gpu_peak_bytes=device_peak())
+    memory |= {} if anew else dict(peak_of_all=True)
     result = bench.measured(model)
     if row.how != 'dense':
         write_network(model, name, bench, task, folder)
@@ -164,17 +166,19 @@ def speed(task: Task, name: str, folder: Path, told: Told) -> dict[str, Any]:
 
     Returns:
         ``inference_peak_bytes`` of a process that has the network alone and runs one batch, or of
-        the GPU's tensors in doing so; ``images_per_second`` and ``dense_images_per_second``.
+        the GPU's tensors in doing so, with ``peak_of_all`` as in :func:`one_shot`;
+        ``images_per_second`` and ``dense_images_per_second``.
     """
     told('measuring speed', 0, 2)
     model, shape = network(task, name, folder), input_shape(task.cfg(folder))
     channels = num_channels(model)
     images = torch.randn(task.batch, channels, *shape, device=next(model.parameters()).device)
-    forget_peaks()
+    anew = forget_peaks()
     with torch.no_grad():
         model(images, **tensor_arguments(model, shape, task.batch))
     peak = device_peak()
     result: dict[str, Any] = {'inference_peak_bytes': resident_peak() if peak is None else peak}
+    result |= {} if anew else dict(peak_of_all=True)
     told('measuring speed', 1, 2)
     networks = {'dense': network(task, 'dense', folder)}
     if name != 'dense':
