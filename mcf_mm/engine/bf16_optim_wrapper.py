@@ -1,12 +1,15 @@
-"""Training steps in bfloat16 on any device; MMEngine's ``AmpOptimWrapper`` refuses CPUs."""
+"""Training steps in bfloat16 wherever it is fast; MMEngine's ``AmpOptimWrapper`` refuses CPUs."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from mcf_mm.pruning.precision import fast_bf16
 from mcf_mm.registry import OPTIM_WRAPPERS
 
 try:
@@ -23,7 +26,8 @@ class Bf16OptimWrapper(OptimWrapper):
     """MMEngine's ``OptimWrapper`` with forward passes under bfloat16 autocast.
 
     Weights, gradients and the optimizer stay in single precision. There is no loss scale, for
-    bfloat16 has the range of single precision.
+    bfloat16 has the range of single precision. A CPU that would emulate bfloat16
+    (:func:`mcf_mm.pruning.precision.fast_bf16`) trains in float32, and a line of the log says so.
 
     Args:
         attention: Kernel of ``scaled_dot_product_attention``, ``'math'`` or ``'flash'``. On CPUs
@@ -52,12 +56,22 @@ class Bf16OptimWrapper(OptimWrapper):
                 f'{torch.__version__}: leave it out'
             )
         self.attention = attention
+        self._told = False
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         device = next(model.parameters()).device.type
+        fast = fast_bf16(device)
+        if not fast and not self._told:
+            self._told = True
+            print_log(
+                'Bf16OptimWrapper: this processor has no bfloat16 and would emulate it, many times '
+                'slower than float32: the steps are in float32',
+                logger='current',
+                level=logging.WARNING,
+            )
         with super().optim_context(model), ExitStack() as stack:
-            stack.enter_context(torch.autocast(device, torch.bfloat16))
+            stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=fast))
             if self.attention is not None:
                 kernel = getattr(SDPBackend, KERNELS[self.attention])
                 stack.enter_context(sdpa_kernel(kernel))

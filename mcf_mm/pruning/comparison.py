@@ -15,6 +15,7 @@ from mcf_mm.pruning.distances import (
 )
 from mcf_mm.pruning.find import find_classifier, find_units
 from mcf_mm.pruning.healing import Distance, Healing
+from mcf_mm.pruning.precision import choose_bf16
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -82,7 +83,8 @@ class Comparison:
         self.student, self.dense, self.forward = student, dense, forward
         self.blocks, self.temperature = healing.blocks, healing.temperature
         self.logits = 1.0 if healing.logits is None else healing.logits
-        self.bf16 = healing.bf16
+        device = next(student.parameters()).device
+        self.bf16 = choose_bf16(healing.bf16, device, 'heal: bf16=True')
         self.drops_tokens = any(unit.is_pruned for unit in find_units(student).tokens)
         self._modules = []
         for model in (student, dense):

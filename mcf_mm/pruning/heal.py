@@ -165,7 +165,9 @@ class _Healer:
                 value.grad = gradients[name]
         self.put(self.best)
         best, done = (steps / self.number for steps in (self.best_step, self.steps))
-        return Healed(self.before, self.after, best, done, self.images, self.seconds)
+        return Healed(
+            self.before, self.after, best, done, self.images, self.seconds, self.compare.bf16
+        )
 
     def resume_or_begin(self, state_file: Any, start: dict[str, Tensor]) -> None:
         settings = asdict(self.healing)

@@ -24,8 +24,9 @@ class Healing:
         crop: Whether images are cropped at random. Defaults to True.
         flip: Whether images are flipped at random. Defaults to True.
         bf16: Whether the training steps run in mixed precision (bfloat16 autocast). Worth it on
-            GPUs, and on CPUs with bfloat16 units such as Intel's AMX. The images kept aside are
-            always measured in single precision. Defaults to False.
+            GPUs, and on CPUs with bfloat16 units such as Intel's AMX; one that would emulate it
+            takes float32, with a warning (:func:`mcf_mm.pruning.precision.fast_bf16`). The images
+            kept aside are always measured in single precision. Defaults to False.
         folder: Of other images, of which as many as there are calibration images are drawn
             anew in each epoch; no labels are read. For classifiers of OpenMMLab, whose config says
             how images are read. Defaults to None.
@@ -120,6 +121,7 @@ class Healed:
         epochs: How many there were.
         images: How many images were seen in training, counted each time.
         seconds: How long it took, without the time that a resumed healing had stopped.
+        bf16: Whether the steps were in bfloat16.
     """
 
     before: Distance
@@ -128,6 +130,7 @@ class Healed:
     epochs: float
     images: int
     seconds: float
+    bf16: bool = False
 
     def __str__(self) -> str:
         before, after = (
@@ -147,6 +150,7 @@ class Healed:
             best_epoch=self.best_epoch,
             epochs_done=self.epochs,
             images=self.images,
+            bf16=self.bf16,
         )
 
 

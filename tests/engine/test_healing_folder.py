@@ -11,6 +11,7 @@ from PIL import Image
 from mcf_mm.engine.calibration_data import calibration_loader, folder_images
 from mcf_mm.engine.heal import _Batches
 from mcf_mm.engine.networks import build_model
+from mcf_mm.pruning.precision import fast_bf16
 from mcf_mm.weights.checkpoint import read_header, read_state_dict
 
 
@@ -34,7 +35,7 @@ def test_other_images_are_drawn_from_a_folder(dense, tmp_path):
     told = read_header(out / 'slim.safetensors')['heal']  # without a path of this machine
     assert (told['folder'], told['bf16'], told['images']) == (
         'photos',
-        True,
+        fast_bf16('cpu'),
         36,
     )  # no path of this machine
     first, second = (read_state_dict(str(path / 'slim.safetensors')) for path in (out, again))

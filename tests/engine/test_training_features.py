@@ -8,7 +8,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from recording import find_hook
 
-from mcf_mm.engine import MCFPruningHook
+from mcf_mm.engine import MCFPruningHook, bf16_optim_wrapper
 from mcf_mm.engine.bf16_optim_wrapper import sdpa_kernel
 from mcf_mm.pruning import find_ffns
 from mcf_mm.weights.checkpoint import read_header, read_state_dict
@@ -76,7 +76,8 @@ def test_mixed_precision(cfg, watch, kind):
 
 
 @pytest.mark.parametrize('attention', [None, 'math', 'flash'])
-def test_steps_in_bfloat16(cfg, watch, attention):
+def test_steps_in_bfloat16(cfg, watch, attention, monkeypatch):
+    monkeypatch.setattr(bf16_optim_wrapper, 'fast_bf16', lambda device: True)
     if attention is not None and sdpa_kernel is None:
         cfg.optim_wrapper.update(type='mcf_mm.Bf16OptimWrapper', attention=attention)
         with pytest.raises(ValueError, match='needs torch 2.3 or newer'):
@@ -89,6 +90,18 @@ def test_steps_in_bfloat16(cfg, watch, attention):
     half = watch(cfg, lambda runner: None).model.state_dict()
     distances = [float((plain[name] - half[name]).abs().max()) for name in plain]
     assert 1e-6 < max(distances) < 2e-2
+
+
+def test_a_processor_without_bfloat16_trains_in_float32_and_says_so_once(cfg, watch, monkeypatch):
+    monkeypatch.setattr(bf16_optim_wrapper, 'fast_bf16', lambda device: False)
+    cfg.custom_hooks = []
+    plain = watch(cfg, lambda runner: None).model.state_dict()
+    cfg.work_dir, cfg.experiment_name = cfg.work_dir + '/half', 'half' + cfg.experiment_name
+    cfg.optim_wrapper.type = 'mcf_mm.Bf16OptimWrapper'
+    runner = watch(cfg, lambda runner: None)
+    assert all(torch.equal(plain[name], value) for name, value in runner.model.state_dict().items())
+    (log,) = Path(cfg.work_dir).glob('*/*.log')
+    assert log.read_text().count('this processor has no bfloat16 and would emulate it') == 1
 
 
 def test_a_kernel_that_is_not_there_is_refused(cfg):

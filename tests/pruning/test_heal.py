@@ -11,7 +11,7 @@ from zoo import images as zoo_images
 from zoo import network as zoo_network
 from zoo import outputs, timm_vit
 
-from mcf_mm.pruning import find_units, heal, prune, split_aside
+from mcf_mm.pruning import find_units, heal, precision, prune, split_aside
 
 PLAIN = dict(crop=False, flip=False)
 
@@ -93,7 +93,8 @@ def test_it_repeats_itself_and_depends_on_its_seed(pair, images):
     assert first.facts() == second.facts()
 
 
-def test_it_heals_in_bfloat16(pair, images):
+def test_it_heals_in_bfloat16(pair, images, monkeypatch):
+    monkeypatch.setattr(precision, 'fast_bf16', lambda device: True)
     student, dense = pair
     plain = copy.deepcopy(student)
     first = heal(plain, dense, images[:5], images[5:], epochs=3, lr=1e-3)
@@ -103,6 +104,17 @@ def test_it_heals_in_bfloat16(pair, images):
     assert second.after.loss < 0.95 * second.before.loss
     assert second.after.loss == pytest.approx(first.after.loss, rel=0.02)
     assert all(value.dtype == torch.float32 for value in student.parameters())
+
+
+def test_a_processor_without_bfloat16_heals_in_float32_and_says_so(pair, images, monkeypatch):
+    monkeypatch.setattr(precision, 'fast_bf16', lambda device: False)
+    student, dense = pair
+    plain = copy.deepcopy(student)
+    first = heal(plain, dense, images[:5], images[5:], epochs=2, lr=1e-3)
+    with pytest.warns(UserWarning, match='heal: bf16=True: this processor has no bfloat16'):
+        second = heal(student, dense, images[:5], images[5:], epochs=2, lr=1e-3, bf16=True)
+    assert same(student, plain) and first.facts() == second.facts()
+    assert second.facts()['bf16'] is False
 
 
 def test_it_never_ends_worse(pair, images):
