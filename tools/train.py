@@ -1,7 +1,8 @@
 """Trains a classifier (mmpretrain) or a detector (mmdet); the config's scope decides which.
 
 A config with ``dict(type='mcf_mm.MCFPruningHook', ratio=0.4)`` among its ``custom_hooks`` prunes
-while it trains and leaves ``slim.safetensors`` and ``slim.py`` in the work directory.
+while it trains and leaves ``slim.safetensors`` and ``slim.py`` in the work directory, as the
+training of a network that is pruned already does.
 
     python tools/train.py configs/mcf/mcf_deit-small_8xb128_in1k.py
     python tools/train.py CONFIG --resume            # go on after a crash, to the same weights
@@ -14,6 +15,7 @@ from mmengine.config import DictAction
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
 from mcf_mm.engine.config import load_config
+from mcf_mm.engine.slim_files import start_of, write_trained
 from mcf_mm.engine.train import train
 
 
@@ -57,7 +59,8 @@ def main() -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
-    train(cfg, args.resume)
+    start = start_of(cfg)
+    write_trained(train(cfg, args.resume), start)
 
 
 if __name__ == '__main__':

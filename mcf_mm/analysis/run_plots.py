@@ -83,7 +83,7 @@ def training_figure(log: TrainingLog) -> Figure:
     if log.metrics:
         for name, points in log.metrics.items():
             grid[1].plot(*zip(*points, strict=True), label=name, marker='o', markersize=3)
-        if log.surgery is not None:
+        if log.surgery:  # at 0 there is nothing before it
             # Validations before it are of the dense network, those after it of the small one.
             grid[1].axvline(log.surgery + 0.5, color='0.5', linestyle=':', label='surgery')
         grid[1].set_title('validation')

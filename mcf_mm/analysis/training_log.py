@@ -37,7 +37,7 @@ class TrainingLog:
         return {name: value for name, (epoch, value) in last.items() if epoch > self.surgery}
 
 
-def read_training_log(work_dir: str | Path) -> TrainingLog | None:
+def read_training_log(work_dir: str | Path, small: bool = False) -> TrainingLog | None:
     """Read the log of a run, of all its starts.
 
     What a start repeats that resumed from an earlier checkpoint counts once, and what came before a
@@ -45,6 +45,8 @@ def read_training_log(work_dir: str | Path) -> TrainingLog | None:
 
     Args:
         work_dir: Work directory of the run.
+        small: Whether the network was small when the run began. Defaults to False: surgery, where
+            there was any, is in the log.
 
     Returns:
         The log; None where there is no line of training.
@@ -69,7 +71,7 @@ def read_training_log(work_dir: str | Path) -> TrainingLog | None:
                 others[entry['step']] = {**others.get(entry['step'], {}), **entry}
     if not training:
         return None
-    log = TrainingLog(broken=broken)
+    log = TrainingLog(broken=broken, surgery=0 if small else None)
     log.loss = [(step, float(entry['loss'])) for step, entry in sorted(training.items())]
     for step, entry in sorted(others.items()):
         if 'mcf/params_after' in entry:

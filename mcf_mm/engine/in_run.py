@@ -1,4 +1,4 @@
-"""What pruning hooks do on a Runner: check, try, calibrate, cut, report, write."""
+"""What pruning hooks do on a Runner: check, try, calibrate, cut, report."""
 
 import copy
 import random
@@ -17,13 +17,10 @@ from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 
 from mcf_mm.analysis.complexity import count_complexity
-from mcf_mm.analysis.record import read_record
-from mcf_mm.analysis.training_log import read_training_log
 from mcf_mm.engine.calibration_data import forward_and_loss, image_names, tensor_forward
 from mcf_mm.engine.config import input_shape
-from mcf_mm.engine.networks import averages, build_model, cut_networks, unwrapped
+from mcf_mm.engine.networks import build_model, cut_networks, unwrapped
 from mcf_mm.engine.report import REPORT, report_cut
-from mcf_mm.engine.run_page import report_run
 from mcf_mm.models.strides import check_strides
 from mcf_mm.models.widths import check_widths
 from mcf_mm.pruning import (
@@ -38,7 +35,7 @@ from mcf_mm.pruning import (
 from mcf_mm.pruning.curves import Curves
 from mcf_mm.pruning.observers import ActivationObserver, Observer
 from mcf_mm.pruning.sequential import solve_sequentially
-from mcf_mm.weights.slim_config import slim_config, write_slim
+from mcf_mm.weights.slim_config import slim_config
 
 #: Scores by unit and kind, for pictures.
 Importance = Mapping[str, Mapping[str, Tensor]]
@@ -311,27 +308,3 @@ def report(runner: Runner, text: str, values: Mapping[str, float]) -> None:
     runner.logger.info(f'{text}: {figures}')
     scalars = {f'mcf/{key}': value for key, value in values.items()}
     runner.visualizer.add_scalars(scalars, step=runner.epoch)
-
-
-def write_run(runner: Runner, facts: dict, stem: str = 'slim') -> None:
-    """Write the network of a finished run and the config that builds it.
-
-    The average of an EMAHook, where there is one, is what validation and MMEngine's checkpoints
-    have, so it is what is written.
-    """
-    if runner.rank != 0:
-        return
-    model = [unwrapped(runner), *averages(runner)][-1]
-    dataset = runner.train_dataloader.dataset
-    arguments: dict[str, Any] = {}
-    if stem == 'slim':
-        log = read_training_log(runner.work_dir)
-        arguments['measured'] = None if log is None else log.measured
-        if (record := read_record(Path(runner.work_dir) / REPORT)) is not None:
-            arguments['costs'] = record.costs
-    path = write_slim(model, runner.cfg, runner.work_dir, facts, dataset, stem, **arguments)
-    runner.logger.info(
-        f'pruning: wrote {path}, {path.with_suffix(".py")} and {path.with_suffix(".md")}'
-    )
-    if stem == 'slim':
-        runner.logger.info(f'pruning: wrote {report_run(path, path.with_suffix(".py"))}')

@@ -157,7 +157,7 @@ def prune_checkpoint(
     facts = dict(
         origin=str(checkpoint),
         criterion=criterion_settings,
-        last_step=last_step,
+        last_step=last_step if isinstance(criterion, MCF) else None,
         compensation=compensation,
         multiple=multiple,
         num_images=len(loader.dataset),
@@ -211,9 +211,11 @@ def prune_checkpoint(
         healed = heal_model(model, dense, cfg, loader, heal, state_file)
         facts['heal'] = {**heal, **healed.facts()}
         print(healed)
-    path = write_slim(model, cfg, out_dir, facts, dataset, costs=(before, after))
-    state_file.unlink(missing_ok=True)
     curves = getattr(criterion, 'curves', None)
+    if curves is not None:
+        facts['allocation'] = curves.facts['curves']  # what was asked for need not have been done
+    path = write_slim(model, cfg, out_dir, facts, dataset, costs=(before, after), shape=shape)
+    state_file.unlink(missing_ok=True)
     folder = Path(out_dir) / REPORT
     report_cut(folder, structure, full, criterion.importance, before, after, curves)
     page = report_run(path, path.with_suffix('.py'))

@@ -21,6 +21,7 @@ from mcf_mm.engine.networks import (
 )
 from mcf_mm.engine.resume import check_settings, plain_settings
 from mcf_mm.engine.runner import require_supported_parallelism
+from mcf_mm.engine.slim_files import write_run
 from mcf_mm.pruning import (
     Healing,
     Seen,
@@ -130,6 +131,7 @@ class PruningRun:
             latency=latency,
         )
         self.healed: dict | None = None
+        self.allocation: str | None = None  # of obs: how losses were found
         self.structure: Structure | None = None
         self.origin: str | None = None
 
@@ -256,6 +258,7 @@ class PruningRun:
                 dense.append(copies(network, self.structure))
             compensate(find_units(network), self.structure, seen, self.compensation)
         curves = getattr(self.criterion, 'curves', None)
+        self.allocation = None if curves is None else curves.facts['curves']
         in_run.cut_run(runner, self.structure, self.criterion.importance, curves)
         for network, own in zip((unwrapped(runner), *averages(runner)), dense, strict=False):
             in_run.solve_run(runner, network, own, self.loader, self.structure)
@@ -275,6 +278,7 @@ class PruningRun:
             'origin': self.origin,
             'teacher': self.keeper and self.keeper.sha256,
             'healed': self.healed,
+            'allocation': self.allocation,
         }
 
     def resume(self, runner: Runner, checkpoint: dict) -> None:
@@ -284,7 +288,7 @@ class PruningRun:
         self.origin = state['origin']
         if self.keeper is not None:
             self.keeper.sha256 = state.get('teacher')
-        self.healed = state.get('healed')
+        self.healed, self.allocation = state.get('healed'), state.get('allocation')
         if state['structure']:
             self.structure = Structure.from_json(state['structure'])
             cut_networks(runner, lambda model, optimizer: cut(model, self.structure, optimizer))
@@ -305,6 +309,7 @@ class PruningRun:
         # What was done: a smaller set has fewer to calibrate on.
         number = len(runner.train_dataloader.dataset)
         facts['num_images'] = min(self.num_images, number)
+        facts['allocation'] = self.allocation
         if self.healed is not None:
             facts['heal'] = {**self.heal, **self.healed}
-        in_run.write_run(runner, facts, stem)
+        write_run(runner, facts, stem)

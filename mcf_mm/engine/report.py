@@ -59,12 +59,17 @@ def report_cut(
     """
     write_report(folder, structure, full, importance, before, after, visualizer, step)
     record = record_cut(structure, full, importance, before, after, curves)
-    record.made = {
+    record.made = made_here()
+    record.save(folder)
+
+
+def made_here() -> dict[str, Any]:
+    """Command, versions and machine of this process, for :attr:`Record.made`."""
+    return {
         'command': command_line(),
         'versions': environment(),
         'machine': machine_line(get_device()),
     }
-    record.save(folder)
 
 
 def machine_line(device: torch.device | str = 'cpu') -> str:
@@ -96,14 +101,27 @@ def report_checkpoint(config: Config, checkpoint: str | Path, out_dir: str | Pat
 
 def record_of_checkpoint(config: Config, checkpoint: str | Path) -> Record:
     """The record of a finished checkpoint: what its weights tell, see :func:`report_checkpoint`."""
+    return record_of_weights(config, read_state_dict(str(checkpoint)), str(checkpoint))
+
+
+def record_of_weights(config: Config, state_dict: Mapping[str, Tensor], source: str) -> Record:
+    """What pruned weights tell of their cut.
+
+    Args:
+        config: Config of the network, of the dense or the pruned one.
+        state_dict: All of its weights.
+        source: What to call them in an error.
+
+    Raises:
+        ValueError: The config's network has no unit, or the weights are not those of one.
+    """
     model = build_model(dense_config(config))
-    state_dict = read_state_dict(str(checkpoint))
     units = find_units(model)
     if not units:
         raise ValueError(f'{type(model).__name__} has no FFN that could have been pruned')
-    sizes = sizes_in(state_dict, units.every, '', str(checkpoint))
+    sizes = sizes_in(state_dict, units.every, '', source)
     slim = resized(model, sizes)
-    check_weights(slim, state_dict, source=str(checkpoint))
+    check_weights(slim, state_dict, source=source)
     inputs = {
         ffn.name: index.tolist()
         for ffn in units.ffns

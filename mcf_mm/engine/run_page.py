@@ -52,7 +52,7 @@ def report_run(
     folder = checkpoint.parent / REPORT if folder is None else Path(folder)
     header, cfg = read_header(checkpoint), Config.fromfile(config)
     record = record or known_record(folder, checkpoint) or record_of_checkpoint(cfg, checkpoint)
-    log = read_training_log(checkpoint.parent)
+    log = read_training_log(checkpoint.parent, small='trained' in header)
     before, after = record.costs
     detector = cfg.get('default_scope') == 'mmdet'
     pictures = _pictures(record, log)

@@ -38,6 +38,8 @@ DATASETS_ON_HUB = {
 TASKS = {'mmpretrain': 'image-classification', 'mmdet': 'object-detection'}
 #: The last step that makes a network small; the others are ablations.
 WHOLE = 'x_transformation'
+#: How many classes a card names.
+NAMED = 20
 #: What a header holds besides settings.
 _NO_SETTINGS = ('sizes', 'version', 'indices_sha256', 'dataset_meta', 'grids', 'origin')
 
@@ -50,6 +52,7 @@ def write_card(
     costs: Sequence[Any] | None = None,
     measured: Mapping[str, float] | None = None,
     origin: str | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> Path:
     """Write the card of a slim checkpoint beside it.
 
@@ -62,6 +65,8 @@ def write_card(
             Defaults to None: the card says that MACs were not counted.
         measured: Figures of its last validation, by name. Defaults to None: not measured.
         origin: Weights that pruning started from, a file. Defaults to None: not known.
+        shape: Height and width in pixels of the images that it evaluates, of a detector of the
+            largest. Defaults to None: the card says nothing of it.
 
     Returns:
         Path of the card, ``slim.md``.
@@ -96,6 +101,7 @@ def write_card(
         command=plain(command_line()),
         weights=checkpoint.name,
         config=checkpoint.with_suffix('.py').name,
+        takes=_takes(header, shape),
         ways=ways,
         not_ways=not_ways,
         data=[plain(path) for path in data_folders(cfg)],
@@ -150,12 +156,29 @@ def released_base(origin: str | None) -> str | None:
 
 
 def settings_of(header: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The settings that a header tells of, as text; those that are None are left out."""
+    """The settings that a header tells of, in words; those that are None are left out."""
     return [
-        (name.replace('_', ' '), value if isinstance(value, str) else json.dumps(value))
+        (name.replace('_', ' '), in_words(value))
         for name, value in header.items()
         if name not in _NO_SETTINGS and value is not None
     ]
+
+
+def in_words(value: Any) -> str:
+    """A setting to be read: ``'obs, metric=fisher'`` of ``dict(type='obs', metric='fisher')``."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        parts = [str(value['type'])] if 'type' in value else []
+        parts += [
+            f'{key}=({in_words(part)})' if isinstance(part, Mapping) else f'{key}={in_words(part)}'
+            for key, part in value.items()
+            if key != 'type'
+        ]
+        return ', '.join(parts) or 'none'
+    if isinstance(value, list | tuple):
+        return ', '.join(map(in_words, value)) or 'none'
+    return json.dumps(value)
 
 
 def title_of(cfg: Config, checkpoint: Path) -> str:
@@ -167,6 +190,17 @@ def title_of(cfg: Config, checkpoint: Path) -> str:
 def plain(text: Any) -> str:
     """Text that stays within its line and its code span."""
     return ' '.join(str(text).replace('`', "'").split())
+
+
+def _takes(header: Mapping[str, Any], shape: tuple[int, int] | None) -> list[str]:
+    """Lines on what goes into a network and what comes out."""
+    lines = [] if shape is None else [f'Images: {shape[0]} x {shape[1]} pixels.']
+    if classes := (header.get('dataset_meta') or {}).get('classes'):
+        names = ', '.join(f'`{plain(name)}`' for name in classes[:NAMED])
+        more = len(classes) - NAMED
+        names += f' and {more} more (in the header, under `dataset_meta`)' if more > 0 else ''
+        lines.append(f'Classes ({len(classes)}): {names}.')
+    return lines
 
 
 def _what(

@@ -46,6 +46,7 @@ def write_slim(
     stem: str = 'slim',
     costs: Sequence[Any] | None = None,
     measured: Mapping[str, float] | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> Path:
     """Write ``slim.safetensors``, ``slim.py`` and ``slim.md`` to ``out_dir``.
 
@@ -62,6 +63,7 @@ def write_slim(
         stem: What to call the files. Defaults to ``'slim'``.
         costs: For the card, see :func:`mcf_mm.weights.card.write_card`.
         measured: For the card likewise.
+        shape: For the card likewise.
 
     Returns:
         Path of the checkpoint.
@@ -85,7 +87,7 @@ def write_slim(
     portable(config, out_dir)
     with whole_file(out_dir / f'{stem}.py') as partial:
         config.dump(partial)
-    write_card(checkpoint, model, units, config, costs, measured, origin)
+    write_card(checkpoint, model, units, config, costs, measured, origin, shape)
     return checkpoint
 
 

@@ -226,7 +226,8 @@ def test_without_images_or_class_scores_sizes_are_predicted_and_a_warning_says_s
     assert found[0][1] == found[1][1] and same(found[0][0], found[1][0])
     told = pruned(copy.deepcopy(model), images, 'measured', **more)[2]
     assert told == [
-        "allocation='measured' needs images and class scores: sizes are chosen by predicted losses"
+        'there are no class scores (or no images) to measure losses by: sizes are chosen by '
+        "predicted ones (allocation='predicted')"
     ]
 
 

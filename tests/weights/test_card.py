@@ -86,9 +86,10 @@ def test_the_card_of_a_classifier(pruned):
     weights = read_weights(pruned / 'slim.safetensors')
     params = sum(value.numel() for key, value in weights.items() if not key.endswith('.inputs'))
     assert f'| {params:,} |' in text
-    assert '- ratios: `{"inputs": 0.4, "hidden": 0.4}`' in text and 'mcf_mm 0' in text
+    assert '- ratios: `inputs=0.4, hidden=0.4`' in text and 'mcf_mm 0' in text
+    assert '- Images: 32 x 32 pixels.\n- Classes (' in text
     assert 'pruned from `dense.pth`' in text and '- Accuracy not measured.' in text
-    assert '`photos`, where' in text or '`photos`; where' in text
+    assert '`photos`, relative to' in text
 
 
 def test_each_way_to_load_loads(pruned, monkeypatch):

@@ -52,7 +52,7 @@ class OBS(Criterion):
             ``'plain'`` as they are. Defaults to ``'fisher'``.
         allocation: Where a budget cuts: by ``'predicted'`` losses, or by ``'measured'`` ones, which
             scale the predicted to cuts of one unit at a time. Detectors have no class scores to
-            measure and take the predicted. Defaults to ``'measured'``.
+            measure and take the predicted, with a warning. Defaults to ``'measured'``.
 
     Attributes:
         turns: The changes of basis of the last selection.
@@ -213,8 +213,8 @@ class OBS(Criterion):
             measured = self.allocation == 'measured'
             if measured and (probe is None or not probe.can_measure):
                 warnings.warn(
-                    "allocation='measured' needs images and class scores: sizes are chosen by "
-                    'predicted losses',
+                    'there are no class scores (or no images) to measure losses by: sizes are '
+                    "chosen by predicted ones (allocation='predicted')",
                     stacklevel=3,
                 )
                 measured = False
