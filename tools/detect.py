@@ -15,9 +15,11 @@ from mcf_mm.analysis.detections import (
     draw_detections,
     find_inputs,
     name_pictures,
+    only_listed,
 )
 from mcf_mm.analysis.videos import VIDEO_EXTENSIONS, draw_video
 from mcf_mm.engine.config import load_config
+from mcf_mm.pruning import find_units
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,6 +37,12 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         metavar='INPUT',
         help='image or video file, or a folder of them (without the folders in it)',
+    )
+    parser.add_argument(
+        '--only',
+        metavar='FILE',
+        help="COCO's JSON: of the inputs only the images that it lists, such as those to validate "
+        'on',
     )
     parser.add_argument('--config', required=True, help='config of a detector of mmdet or mcf_mm')
     parser.add_argument('--checkpoint', required=True, help='its weights, .pth or .safetensors')
@@ -58,10 +66,14 @@ def load_detectors(args: argparse.Namespace) -> list[Detector]:
     titles = [Path(config).stem for config, _ in sources]
     if len(set(titles)) < len(titles):
         titles = [checkpoint for _, checkpoint in sources]
-    return [
+    detectors = [
         Detector(load_config(config), checkpoint, title, args.device)
         for (config, checkpoint), title in zip(sources, titles, strict=True)
     ]
+    for detector in detectors:
+        pruned = any(unit.is_pruned for unit in find_units(detector.model).every)
+        detector.title += ' (pruned)' if pruned else ' (dense)'
+    return detectors
 
 
 def draw(
@@ -94,6 +106,9 @@ def main() -> None:
     try:
         # Before the networks are loaded, which takes longer.
         sources, skipped = find_inputs(args.images, (*IMG_EXTENSIONS, *VIDEO_EXTENSIONS))
+        if args.only is not None:
+            sources, left_out = only_listed(sources, args.only)
+            skipped.append(f'{args.only} does not list {left_out} of the inputs: left out')
         pictures = name_pictures(sources, args.out, VIDEO_EXTENSIONS)
         for line in skipped:
             print(line, file=sys.stderr)

@@ -30,14 +30,8 @@ from mcf_mm.datasets.own_data import (
     unify_classes,
     write_set,
 )
-from mcf_mm.engine.new_detector import (
-    DETECTORS,
-    config_text,
-    find_backbone,
-    next_commands,
-    plan,
-    pruning_budget,
-)
+from mcf_mm.engine.detector_plan import duration, next_commands, plan, pruning_budget
+from mcf_mm.engine.new_detector import DETECTORS, config_text, find_backbone
 from mcf_mm.files import whole_file
 from mcf_mm.shipped import command
 
@@ -83,8 +77,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(args: argparse.Namespace) -> tuple[dict[str, tuple[str, str]], list[str]]:
-    """Annotation file and folder of images of both sets, and class names; converts if need be."""
+def prepare(
+    args: argparse.Namespace, made: list[Path]
+) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """Annotation file and folder of images of both sets, and class names; converts if need be.
+
+    Files that were not there before are added to ``made``.
+    """
     kind = args.format or guess_format(args.annotations)
     if args.format is None:
         print(f'{args.annotations}: read as {kind} (say --format otherwise)')
@@ -116,6 +115,8 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, tuple[str, str]], list[
             files[name] = (str(coco_path(source)), images[name])
         else:
             files[name] = (str(folder / f'{name}.json'), images[name])
+            if not Path(files[name][0]).exists():
+                made.append(Path(files[name][0]))
             write_set(parts[name], files[name][0])
             print(f'wrote {files[name][0]}')
     return files, class_names(parts['train'])
@@ -123,11 +124,12 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, tuple[str, str]], list[
 
 def main() -> None:
     args = parse_args()
+    made: list[Path] = []
     try:
         if args.out.exists() and not args.force:
             raise ValueError(f'{args.out} is there already: name another --out, or say --force')
         backbone = find_backbone(args.backbone, args.checkpoint)
-        files, classes = prepare(args)
+        files, classes = prepare(args, made)
         boxes = check_set(*files['train'], classes, 'training')
         val = check_set(*files['val'], classes, 'validation', is_val=True)
         print(
@@ -148,12 +150,17 @@ def main() -> None:
         text = config_text(
             args.detector, backbone, classes, files, boxes, size, schedule, args.out, started
         )
+        if not args.out.exists():
+            made.append(args.out)
         with whole_file(args.out) as partial:
             partial.write_text(text, encoding='utf-8')
         budget, costs = pruning_budget(args.out)
+        time_line = duration(args.out, schedule, len(boxes.images))
     except (ValueError, OSError) as error:
+        for path in made:  # what failed leaves nothing behind
+            path.unlink(missing_ok=True)
         sys.exit(f'error: {error}')
-    print(f'wrote {args.out}: {costs}')
+    print(f'wrote {args.out}: {costs}\n{time_line}')
     if args.detector == 'yolos':
         print('YOLOS learns slowly: take retinanet or faster-rcnn for some hundred images')
     if args.detector == 'retinanet' and has_gpu and not has_operators():
@@ -161,7 +168,7 @@ def main() -> None:
             "mmdet's focal loss needs mmcv's compiled operators on a GPU: none here, so take "
             'faster-rcnn or install them'
         )
-    print(f'Next:\n\n{next_commands(args.out, files["val"][1], schedule, budget)}')
+    print(f'Next:\n\n{next_commands(args.out, *files["val"], schedule, budget)}')
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ training of a network that is pruned already does.
 
     python tools/train.py configs/mcf/mcf_deit-small_8xb128_in1k.py
     python tools/train.py CONFIG --resume            # go on after a crash, to the same weights
+    python tools/train.py work_dirs/small/slim.py --epochs 13      # recover what was pruned
     torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch
 """
 
@@ -16,7 +17,7 @@ from mmengine.config import DictAction
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.slim_files import start_of, write_trained
-from mcf_mm.engine.train import train
+from mcf_mm.engine.train import scale_schedule, train
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,6 +34,11 @@ def parse_args() -> argparse.Namespace:
         const='latest',
         metavar='CHECKPOINT',
         help='go on from a checkpoint, without a value from the latest one in the work directory',
+    )
+    parser.add_argument(
+        '--epochs',
+        type=int,
+        help='train as long as this: warm-up and decay of the learning rate keep their shares',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
     parser.add_argument(
@@ -54,6 +60,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
+    if args.epochs is not None:
+        before = (cfg.get('train_cfg') or {}).get('max_epochs')
+        notes = scale_schedule(cfg, args.epochs)
+        print('\n'.join([f'{args.epochs} epochs in place of {before}', *notes]))
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

@@ -10,8 +10,10 @@ import numpy as np
 from mmdet.apis import DetInferencer
 from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from mmengine.config import Config
+from mmengine.fileio import get_local_path
 from torch import nn
 
+from mcf_mm.datasets.coco_file import CocoFile
 from mcf_mm.datasets.loading import LoadImageFromFile
 from mcf_mm.files import whole_file
 from mcf_mm.registry import split_type
@@ -152,6 +154,31 @@ def find_inputs(
             )
         files.update(dict.fromkeys(found))
     return list(files), skipped
+
+
+def only_listed(files: Sequence[Path], annotations: str | Path) -> tuple[list[Path], int]:
+    """Those of some files that an annotation file of COCO lists, by name.
+
+    Args:
+        files: Images.
+        annotations: COCO's JSON.
+
+    Returns:
+        The files that it lists, and how many it does not.
+
+    Raises:
+        ValueError: It lists none of them, or is no such file.
+    """
+    with get_local_path(str(annotations)) as path:
+        images = CocoFile(path, str(annotations)).dataset['images']
+    names = {Path(image['file_name']).name for image in images}
+    found = [file for file in files if file.name in names]
+    if not found:
+        raise ValueError(
+            f'{annotations} lists none of the {len(files)} files: its first is '
+            f'{images[0]["file_name"] if images else "none"}, theirs {files[0].name}'
+        )
+    return found, len(files) - len(found)
 
 
 def name_pictures(

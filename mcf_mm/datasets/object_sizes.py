@@ -40,8 +40,8 @@ def size_row(boxes: Boxes, size: int) -> SizeRow:
 def choose_size(boxes: Boxes, max_size: int, size: int | None = None) -> tuple[int, str]:
     """The smallest size at which nine of ten boxes are as large as a patch, and why.
 
-    Not above ``max_size`` nor above the median longer side of the images, which would add no
-    detail; not below 320, or the limits where they are lower.
+    Not above ``max_size`` nor above the median longer side of the images, in whole steps of 32
+    pixels, which would add no detail; not below 320, or the limits where they are lower.
 
     Args:
         boxes: Of the training set.
@@ -83,9 +83,12 @@ def size_table(boxes: Boxes, chosen: int) -> str:
     row = size_row(boxes, chosen)
     lines.append(f'{row.below:.0%} of your boxes are smaller than a patch (16 px) at {chosen} px.')
     if row.below > 0.1:
+        median = float(np.median(boxes.images.max(1)))
+        larger = f'take a larger --size, up to {median:.0f} px, the median of the images (patches, '
+        larger += 'and time, grow with its square), or '
+        if chosen >= median:
+            larger = f'a larger --size would only enlarge images of {median:.0f} px: '
         lines.append(
-            'A ViT with patches of 16 px hardly sees these: take a larger --size (patches, and '
-            f'time, grow with its square; beyond {np.median(boxes.images.max(1)):.0f} px, the '
-            'median of the images, it only enlarges them), or cut the images into tiles.'
+            f'A ViT with patches of 16 px hardly sees these: {larger}cut the images into tiles.'
         )
     return '\n'.join(lines)

@@ -207,7 +207,7 @@ def class_lines(parts: Mapping[str, dict]) -> list[str]:
                 counts[name][part] += 1
                 first.setdefault(name, images.get(annotation.get('image_id'), 'no image'))
     lines = [
-        f'class {name}: {", ".join(f"{own[part]} boxes in {part}" for part in parts)}'
+        f'class {name}: boxes in {", ".join(f"{part} {own[part]}" for part in parts)}'
         for name, own in counts.items()
     ]
     for name, own in counts.items():

@@ -7,12 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from mcf_mm.analysis.complexity import count_complexity
 from mcf_mm.datasets.own_data import Boxes
-from mcf_mm.engine.config import input_shape, read_config
-from mcf_mm.engine.networks import build_model
+from mcf_mm.engine.detector_plan import Schedule
 from mcf_mm.shipped import command, shipped
 from mcf_mm.weights.checkpoint import read_state_dict
 
@@ -29,8 +25,6 @@ NEW_PARTS = {
     'faster-rcnn': ('neck', 'rpn_head', 'roi_head'),
     'yolos': ('bbox_head',),
 }
-#: Images that are shown in training: ours, an afternoon on two CPU cores or an hour on a GPU.
-SHOWN = dict(cpu=6_000, gpu=60_000)
 
 
 class Backbone(NamedTuple):
@@ -43,16 +37,6 @@ class Backbone(NamedTuple):
     @property
     def width(self) -> int:
         return ARCHS[self.arch][0]
-
-
-class Schedule(NamedTuple):
-    """How long, in what batches and how fast to train."""
-
-    epochs: int
-    batch: int
-    lr: float
-    warmup: int
-    workers: int
 
 
 def find_backbone(name: str, checkpoint: str | None = None) -> Backbone:
@@ -111,24 +95,6 @@ def _arch(source: str, wanted: str | None) -> str:
     return found
 
 
-def plan(num_images: int, detector: str, has_gpu: bool | None = None) -> Schedule:
-    """Epochs, batch and learning rate for the size of a set: ours, to start from.
-
-    Args:
-        num_images: Of the training set.
-        detector: A key of :data:`DETECTORS`; YOLOS needs four times as long.
-        has_gpu: Whether to train on a GPU. Defaults to None, whether there is one.
-    """
-    if has_gpu is None:
-        has_gpu = torch.cuda.is_available()
-    batch = min(8 if has_gpu else 2, num_images)
-    shown = SHOWN['gpu' if has_gpu else 'cpu'] * (4 if detector == 'yolos' else 1)
-    epochs = min(max(round(shown / num_images), 12), 300)
-    steps = epochs * math.ceil(num_images / batch)
-    workers = min(4, (os.cpu_count() or 1) // 2) if has_gpu else 0
-    return Schedule(epochs, batch, 1e-4 * math.sqrt(batch / 2), min(500, steps // 10), workers)
-
-
 def config_text(
     detector: str,
     backbone: Backbone,
@@ -177,11 +143,12 @@ _base_ = [
 custom_imports = dict(imports=['mcf_mm.registry'])
 
 classes = {tuple(classes)!r}
+data_root = ''  # not COCO's of the base
 image_size = {size}  # the longer side in pixels
 max_epochs = {schedule.epochs}
 
 {model['text']}
-dataset = dict(data_root='', metainfo=dict(classes=classes), filter_cfg=None)
+dataset = dict(data_root=data_root, metainfo=dict(classes=classes), filter_cfg=None)
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 {model['resize']}
 workers = dict(num_workers={schedule.workers}, persistent_workers={schedule.workers > 0})
@@ -192,9 +159,8 @@ val_dataloader = dict(**workers, dataset=dict(
     ann_file={val!r},
     data_prefix=dict(img={val_images!r}), pipeline=test_pipeline, **dataset))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file={val!r})
+val_evaluator = dict(ann_file={val!r}, classwise={len(classes) > 1})
 test_evaluator = val_evaluator
-
 new = dict(lr_mult=2.0)  # what starts from random values learns faster
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr={schedule.lr:.3g}, weight_decay=0.05),
@@ -287,38 +253,3 @@ def _by_image(boxes: Boxes) -> list[list[int]]:
     for number, row in enumerate(boxes.rows.tolist()):
         found.setdefault(row, []).append(number)
     return list(found.values())
-
-
-def pruning_budget(config: str | Path) -> tuple[str, str]:
-    """A budget that pruning can meet for a config, and what the detector costs; builds it.
-
-    Neck and heads are not pruned, so 60 % of a whole detector may be out of reach. Two fifths of
-    the MACs of attentions and FFNs go.
-    """
-    cfg = read_config(str(config))
-    cost = count_complexity(build_model(cfg), input_shape(cfg))
-    share = sum(cost.parts[part].macs for part in ('attention', 'ffn')) / cost.macs
-    text = (
-        f'{cost.params / 1e6:.1f} M parameters, {cost.macs / 1e9:.1f} G MACs; {share:.0%} of the '
-        'MACs are in attentions and FFNs, where pruning cuts'
-    )
-    return f'macs={100 - 40 * share:.0f}%', text
-
-
-def next_commands(out: str | Path, images: str | Path, schedule: Schedule, budget: str) -> str:
-    """What to run with the config: train, prune, recover, compare."""
-    stem, last = Path(out).stem, f'epoch_{schedule.epochs}.pth'
-    dense, small = f'work_dirs/{stem}', f'work_dirs/{stem}_small'
-    epochs = max(1, schedule.epochs // 3)
-    options = (
-        f'train_cfg.max_epochs={epochs} param_scheduler.1.T_max={epochs} '
-        f'param_scheduler.1.end={epochs}'
-    )
-    train, prune, test, detect = (command(tool) for tool in ('train', 'prune', 'test', 'detect'))
-    return f"""{train} {out}
-{prune} {out} {dense}/{last} --budget {budget} --out {small}
-{train} {small}/slim.py --work-dir {small} --cfg-options {options}
-{test} {out} {dense}/{last}
-{test} {small}/slim.py {small}/epoch_{epochs}.pth
-{detect} {images} --config {out} --checkpoint {dense}/{last} \\
-    --against {small}/slim.py {small}/epoch_{epochs}.pth --out work_dirs/{stem}_pictures"""

@@ -1,11 +1,14 @@
 """Training from a config, the work of ``tools/train.py``."""
 
+import math
+
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mcf_mm.engine.config import hook_types
 from mcf_mm.engine.resume import make_resumable, resume, resume_limits
 from mcf_mm.engine.runner import build_runner, require_supported_parallelism, start_cpu_processes
+from mcf_mm.pruning.structure import check_whole
 from mcf_mm.weights.slim_config import PRUNING_HOOKS
 
 
@@ -38,25 +41,27 @@ def train(cfg: Config, go_on: str | None = None) -> Runner:
     return runner
 
 
-def shorten_schedule(cfg: Config, epochs: int, steps: int) -> list[str]:
-    """Cut the training of a config to fewer or more epochs, its learning rates with it.
+def scale_schedule(cfg: Config, epochs: int, steps: int | None = None) -> list[str]:
+    """Give the training of a config another number of epochs, its learning rates with it.
 
     Times of schedulers are scaled by what the epochs are of those of the config, so that a warm-up
     stays the same share of the run and a decay ends where the run does. A scheduler of which less
-    than an epoch remains (less than a step, where it counts in steps in the end) is left out. The
-    network is evaluated once, at the end; one checkpoint is kept.
+    than an epoch remains (less than a step, where it counts in steps in the end) is left out.
+    Epochs in settings of hooks are left alone.
 
     Args:
         cfg: Config of a run by epochs, changed in place.
         epochs: How many it is to have.
-        steps: Steps of an epoch.
+        steps: Steps of an epoch. Defaults to None: not known, and a scheduler in epochs that
+            MMEngine turns into steps stays.
 
     Returns:
         What is left out, a line each.
 
     Raises:
-        ValueError: The config has no training by epochs.
+        ValueError: The config has no training by epochs, or ``epochs`` is not positive.
     """
+    check_whole('epochs', epochs, 1)
     loop = cfg.get('train_cfg') or {}
     if not loop.get('max_epochs'):
         raise ValueError(
@@ -64,17 +69,14 @@ def shorten_schedule(cfg: Config, epochs: int, steps: int) -> list[str]:
             'max_epochs): its schedule cannot be cut to a number of epochs'
         )
     share = epochs / loop['max_epochs']
-    loop['max_epochs'] = loop['val_interval'] = epochs
-    for name in ('val_begin', 'dynamic_intervals'):
-        loop.pop(name, None)
+    loop['max_epochs'] = epochs
+    loop['val_interval'] = min(loop.get('val_interval', 1), epochs)
+    if loop.get('val_begin', 1) > epochs:
+        loop.pop('val_begin')
+    loop.pop('dynamic_intervals', None)
     schedulers = cfg.get('param_scheduler') or []
     kept, notes = [], []
     for scheduler in schedulers if isinstance(schedulers, list | tuple) else [schedulers]:
-        if not scheduler.get('by_epoch', True):
-            raise ValueError(
-                f'param_scheduler has a {scheduler["type"]} that counts in iterations '
-                '(by_epoch=False): its schedule cannot be cut to a number of epochs'
-            )
         if _scaled(scheduler, share, epochs, steps):
             kept.append(scheduler)
         else:
@@ -84,6 +86,14 @@ def shorten_schedule(cfg: Config, epochs: int, steps: int) -> list[str]:
             )
     if schedulers:
         cfg.param_scheduler = kept
+    return notes
+
+
+def shorten_schedule(cfg: Config, epochs: int, steps: int) -> list[str]:
+    """As :func:`scale_schedule`; evaluated is once, at the end, and one checkpoint is kept."""
+    notes = scale_schedule(cfg, epochs, steps)
+    cfg.train_cfg['val_interval'] = epochs
+    cfg.train_cfg.pop('val_begin', None)
     hooks = cfg.get('default_hooks') or {}
     if hooks.get('checkpoint'):
         hooks['checkpoint'].update(interval=1, max_keep_ckpts=1)
@@ -91,10 +101,11 @@ def shorten_schedule(cfg: Config, epochs: int, steps: int) -> list[str]:
     return notes
 
 
-def _scaled(scheduler: dict, share: float, epochs: int, steps: int) -> bool:
+def _scaled(scheduler: dict, share: float, epochs: int, steps: int | None) -> bool:
     """Scale the times of a scheduler, in place; whether anything of it is left."""
+    by_epoch = scheduler.get('by_epoch', True)
     # MMEngine turns these into iterations, which need no whole epochs.
-    whole = not scheduler.get('convert_to_iter_based', False)
+    whole = not (by_epoch and scheduler.get('convert_to_iter_based', False))
 
     def scaled(value: float) -> float:
         return round(value * share) if whole else value * share
@@ -102,9 +113,10 @@ def _scaled(scheduler: dict, share: float, epochs: int, steps: int) -> bool:
     begin = scheduler['begin'] = scaled(scheduler.get('begin', 0))
     end = scheduler.get('end')
     if end is not None:
-        end = scheduler['end'] = min(scaled(end), epochs)
-    length = (epochs if end is None else end) - begin
-    if length * (1 if whole else steps) < 1:
+        end = scheduler['end'] = min(scaled(end), epochs) if by_epoch else scaled(end)
+    length = (epochs if by_epoch else math.inf) if end is None else end
+    steps_of_one = 1 if whole else math.inf if steps is None else steps
+    if (length - begin) * steps_of_one < 1:
         return False
     for name in ('T_max', 'step_size', 'total_steps'):
         if scheduler.get(name) is not None:

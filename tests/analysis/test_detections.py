@@ -1,5 +1,6 @@
 """Detectors on real photos: mmdet's own interfaces take our configs, and the pictures are right."""
 
+import json
 import re
 import shutil
 from importlib.metadata import distributions
@@ -20,6 +21,7 @@ from mcf_mm.analysis.detections import (
     draw_detections,
     find_inputs,
     name_pictures,
+    only_listed,
 )
 from mcf_mm.pruning import find_ffns
 from mcf_mm.weights.checkpoint import save_state_dict
@@ -223,3 +225,14 @@ def test_in_the_page_of_a_run(dense, pruned, photos, tmp_path):
     assert re.search(r'\d+ boxes dense, \d+ pruned', found)
     done = run_tool([tool, pruned[1], '--out', tmp_path, '--dense', dense[1]])
     assert done.returncode == 1 and 'needs images to draw in' in done.stderr
+
+
+def test_images_that_no_file_lists_are_told(tmp_path):
+    photos = [Path(f'{name}.jpg') for name in 'abc']
+    images = [dict(id=1, file_name='in/b.jpg')]
+    content = dict(images=images, annotations=[], categories=[dict(id=1, name='x')])
+    listed = tmp_path / 'val.json'
+    listed.write_text(json.dumps(content))
+    assert only_listed(photos, listed) == ([Path('b.jpg')], 2)
+    with pytest.raises(ValueError, match=r'lists none of the 2 files: its first is in/b.jpg'):
+        only_listed([photos[0], photos[2]], listed)

@@ -268,8 +268,8 @@ def test_a_misspelt_class_is_told_with_its_image(voc, photos):
     for row in content['annotations'][3:]:
         row['category_id'] = content['annotations'][0]['category_id']
     lines = class_lines({'train': content, 'val': dict(content, annotations=[])})
-    assert 'class without_mask: 29 boxes in train, 0 boxes in val' in lines
-    assert 'class witout_mask: 1 boxes in train, 0 boxes in val' in lines
+    assert 'class without_mask: boxes in train 29, val 0' in lines
+    assert 'class witout_mask: boxes in train 1, val 0' in lines
     (slip,) = [line for line in lines if 'spelt' in line]
     assert slip.startswith(
         "class 'witout_mask' is spelt almost like 'without_mask' and has 1 boxes"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from PIL import Image
 
 from mcf_mm.compat.mmcv_ops import _OperatorLoader, has_operators
 from mcf_mm.engine.config import load_config
-from mcf_mm.engine.new_detector import Backbone, find_backbone, plan
+from mcf_mm.engine.detector_plan import plan
+from mcf_mm.engine.evaluate import check_same_data
+from mcf_mm.engine.new_detector import Backbone, find_backbone
 from mcf_mm.engine.runner import build_runner
 from mcf_mm.pruning import prune
 from mcf_mm.weights.files import save_state_dict
@@ -87,6 +90,8 @@ def test_the_config_trains(labels, weights, detector, kind, monkeypatch):
     assert 'class names are those of labels/classes.txt' in done.stdout
     share = re.search(r'(\d+)% of the MACs are in attentions and FFNs', done.stdout)
     budget = re.search(r'tools/prune.py configs/mine.py .* --budget macs=(\d+)%', done.stdout)
+    told = re.search(r'a step takes (\S+) s here: (\d+) epochs of (\d+) steps take', done.stdout)
+    assert 0 < float(told[1]) < 100 and told[3] == '3'
     assert abs(100 - 0.4 * int(share[1]) - int(budget[1])) <= 1
     text = (labels / 'configs' / 'mine.py').read_text()
     assert len(text.splitlines()) <= 60 and "classes = ('red', 'green')" in text
@@ -157,7 +162,7 @@ def test_what_is_refused(labels, weights, settings, message):
         settings = {'checkpoint': weights['dense'], **settings}
     done = new(labels, **settings)
     assert done.returncode and message in done.stderr
-    assert not (labels / 'configs').exists()
+    assert not (labels / 'configs').exists() and not list(labels.rglob('*.json'))
 
 
 def test_a_config_is_not_written_over(labels, weights):
@@ -215,3 +220,44 @@ def test_the_plan_follows_the_number_of_images():
     on_gpu = plan(150, 'retinanet', has_gpu=True)
     assert on_gpu.batch == 8 and on_gpu.lr == 2e-4 and on_gpu.epochs == 300
     assert plan(1, 'retinanet', has_gpu=False).batch == 1
+
+
+def test_the_commands_that_follow_run_as_they_are_printed(labels, weights):
+    """Train, prune, recover, one table and pictures of the images that were not trained on."""
+    done = new(labels, '--val-share', '0.3', size=64, checkpoint=weights['dense'])
+    assert done.returncode == 0, done.stderr
+    text = (labels / 'configs' / 'mine.py').read_text()
+    with (labels / 'configs' / 'mine.py').open('a') as file:  # so short a training finds little
+        file.write('model.update(test_cfg=dict(score_thr=0.0))\n')
+    epochs = re.search(r'max_epochs = (\d+)', text)[1]
+    commands = done.stdout.partition('Next:\n\n')[2].replace('\\\n', ' ').splitlines()
+    short = [line.replace(f'epoch_{epochs}.pth', 'epoch_3.pth') for line in commands]
+    short[0] += ' --epochs 3'
+    short[2] = re.sub(r'--epochs \d+', '--epochs 1', short[2])
+    outputs = []
+    for line in short:
+        _, tool, *arguments = shlex.split(line)
+        done = run_tool([ROOT / 'tools' / Path(tool).name, *arguments], cwd=labels)
+        assert done.returncode == 0, f'{line}\n{done.stderr}'
+        outputs.append(done.stdout)
+    table = outputs[3].splitlines()
+    assert '| | dense | pruned |' in table
+    rows = {line.split(' | ')[0].removeprefix('| '): line for line in table if line[:2] == '| '}
+    dense, pruned = rows['MACs'].split(' | ')[1:]
+    assert float(pruned.split()[0]) < float(dense.split()[0])
+    assert {'parameters', 'coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/red_precision'} <= set(rows)
+    assert list(json.loads(table[-1])) == ['dense', 'pruned']
+    validated = json.loads((labels / 'data' / 'mine' / 'val.json').read_text())['images']
+    drawn = {path.name for path in (labels / 'work_dirs' / 'mine_pictures').iterdir()}
+    assert drawn == {image['file_name'] for image in validated} and len(drawn) == 2
+
+
+def test_networks_that_are_tested_on_different_data_are_not_compared(labels, weights):
+    configs = []
+    for name, seed in (('one', 0), ('two', 1)):
+        out = f'configs/{name}.py'
+        assert new(labels, size=64, checkpoint=weights['dense'], out=out, seed=seed).returncode == 0
+        configs.append(labels / out)
+    with pytest.raises(ValueError, match='test_dataloader of the two configs is of different data'):
+        check_same_data(*map(Config.fromfile, configs))
+    check_same_data(*[Config.fromfile(configs[0])] * 2)

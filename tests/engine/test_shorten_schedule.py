@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from mcf_mm.engine.train import shorten_schedule
+from mcf_mm.engine.train import scale_schedule, shorten_schedule
 
 
 def shortened(epochs: int, *schedulers: dict, steps: int = 100) -> Config:
@@ -52,8 +52,25 @@ def test_milestones_and_a_longer_run():
     assert single.step_size == 10
 
 
-def test_schedules_in_iterations_are_refused():
-    with pytest.raises(ValueError, match='has a LinearLR that counts in iterations'):
-        shortened(2, dict(type='LinearLR', by_epoch=False, end=1000))
+def test_times_in_iterations_are_scaled_alike():
+    cfg = shortened(30, dict(type='LinearLR', by_epoch=False, end=500), COSINE)
+    assert cfg.param_scheduler[0] == dict(type='LinearLR', by_epoch=False, begin=0, end=50)
+    assert cfg.notes == []
+    assert shortened(2, dict(type='LinearLR', by_epoch=False, end=50)).notes == [
+        'LinearLR of param_scheduler is left out: 2 epochs leave nothing of it'
+    ]
+
+
+def test_validation_stays_as_it_is_where_it_fits():
+    cfg = Config(dict(train_cfg=dict(max_epochs=40, val_interval=4, val_begin=3)))
+    assert scale_schedule(cfg, 12) == []
+    assert cfg.train_cfg == dict(max_epochs=12, val_interval=4, val_begin=3)
+    scale_schedule(cfg, 2)
+    assert cfg.train_cfg == dict(max_epochs=2, val_interval=2)
+
+
+def test_what_cannot_be_cut_is_refused():
     with pytest.raises(ValueError, match='does not train by epochs'):
         shorten_schedule(Config(dict(train_cfg=dict(max_iters=9))), 2, 9)
+    with pytest.raises(ValueError, match='epochs must be at least 1, got 0'):
+        scale_schedule(Config(dict(train_cfg=dict(max_epochs=9))), 0)
