@@ -1,9 +1,11 @@
 """Files that appear whole or not at all."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -25,3 +27,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Write a JSON file, whole or not at all; ``indent`` as in :func:`json.dumps`."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=indent) + '\n', encoding='utf-8')

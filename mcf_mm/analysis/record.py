@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mcf_mm.analysis.complexity import Complexity, Cost
-from mcf_mm.files import whole_file
+from mcf_mm.files import write_json
 from mcf_mm.pruning import Sizes, Structure
 from mcf_mm.pruning.curves import Curves
 
@@ -64,8 +64,7 @@ class Record:
     def save(self, folder: str | Path) -> Path:
         """Write the file into a folder, whole or not at all."""
         path = Path(folder) / RECORD
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(asdict(self)), encoding='utf-8')
+        write_json(path, asdict(self))
         return path
 
 

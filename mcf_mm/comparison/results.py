@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mcf_mm.analysis.plots import save_figure
-from mcf_mm.files import whole_file
+from mcf_mm.files import whole_file, write_json
 
 #: Where accuracies stand in a row.
 SCORES = {'one_shot': 'one shot', 'healed': 'healed', 'trained': 'trained'}
@@ -139,8 +139,7 @@ def accuracy_figure(results: dict[str, Any]) -> Figure:
 
 def write(folder: Path, results: dict[str, Any], draw: bool = False) -> None:
     """Write ``results.json`` and ``table.md``, with ``draw`` also ``accuracy.png``."""
-    with whole_file(folder / 'results.json') as partial:
-        partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    write_json(folder / 'results.json', results, indent=1)
     if results['rows']:
         with whole_file(folder / 'table.md') as partial:
             partial.write_text(markdown(results), encoding='utf-8')

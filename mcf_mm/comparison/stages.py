@@ -30,7 +30,7 @@ from mcf_mm.engine.config import input_shape
 from mcf_mm.engine.heal import check_heal_model, heal_model
 from mcf_mm.engine.search import search_checkpoint
 from mcf_mm.engine.train import shorten_schedule
-from mcf_mm.files import whole_file
+from mcf_mm.files import write_json
 from mcf_mm.pruning import find_units, read_policy
 from mcf_mm.pruning.budget import parse_budget
 from mcf_mm.search.shape import Shape
@@ -90,8 +90,7 @@ def ratio(task: Task, name: str, folder: Path, told: Told) -> dict[str, Any]:
     found = peers.ratio_for(
         bench.dense, task.budget, bench.costs, bench.shape, **methods()[name].arguments
     )
-    with whole_file(folder / RATIO) as partial:
-        partial.write_text(json.dumps({'ratio': found}), encoding='utf-8')
+    write_json(folder / RATIO, {'ratio': found})
     return {'ratio': found}
 
 

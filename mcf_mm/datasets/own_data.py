@@ -1,6 +1,5 @@
 """Makes a data set of one's own into what mmdet trains on: one or two COCO files, checked."""
 
-import json
 import logging
 import random
 from collections import Counter
@@ -19,7 +18,7 @@ from mcf_mm.datasets.coco_file import CocoFile
 from mcf_mm.datasets.image_files import ImageFiles
 from mcf_mm.datasets.voc import read_voc
 from mcf_mm.datasets.yolo_text import NAME_FILES, read_yolo
-from mcf_mm.files import whole_file
+from mcf_mm.files import write_json
 
 FORMATS = {'coco': '.json', 'voc': '.xml', 'yolo': '.txt'}
 
@@ -174,8 +173,7 @@ def check_overlap(
 
 def write_set(content: dict, path: str | Path) -> None:
     """Write an annotation file of COCO."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(content), encoding='utf-8')
+    write_json(path, content)
 
 
 def class_names(content: dict) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcf_mm.files import whole_file
+from mcf_mm.files import write_json
 from mcf_mm.pruning.find import find_units
 from mcf_mm.pruning.structure import Sizes, check_whole
 from mcf_mm.pruning.unit import Unit
@@ -120,8 +120,7 @@ class Latency:
             'units': self.units,
             'tables': [table.to_dict() for table in self.tables],
         }
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(content), encoding='utf-8')
+        write_json(path, content)
 
 
 def read_latency(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mcf_mm.files import whole_file
+from mcf_mm.files import write_json
 
 
 def write_pending(out_dir: str | Path, kept: Mapping[str, Any]) -> Path:
@@ -16,8 +16,7 @@ def write_pending(out_dir: str | Path, kept: Mapping[str, Any]) -> Path:
         kept: ``study``, ``number``, ``place``, ``claim``, ``x`` and ``score`` of the trial.
     """
     path = Path(out_dir) / f'pending_{kept["number"]}.json'
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(kept), encoding='utf-8')
+    write_json(path, kept)
     return path
 
 

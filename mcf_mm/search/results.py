@@ -1,13 +1,12 @@
 """What a search leaves: the best policy, a table of all trials, and pictures."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mcf_mm.files import whole_file
+from mcf_mm.files import whole_file, write_json
 from mcf_mm.pruning.costs import Costs
 from mcf_mm.search.shape import Shape
 from mcf_mm.search.study import Tried
@@ -31,8 +30,7 @@ def write_policy(path: str | Path, shape: Shape, best: Tried, facts: Mapping[str
         'dense': shape.costs.of({}),
         'search': dict(facts),
     }
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1), encoding='utf-8')
+    write_json(path, content, indent=1)
 
 
 def write_trials(path: str | Path, shape: Shape, tried: Sequence[Tried]) -> list[dict[str, Any]]:
@@ -45,8 +43,7 @@ def write_trials(path: str | Path, shape: Shape, tried: Sequence[Tried]) -> list
         {'trial': one.place, 'score': one.score, **shape.costs.of(shape.sizes(one.x)), 'x': one.x}
         for one in tried
     ]
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(rows, indent=1), encoding='utf-8')
+    write_json(path, rows, indent=1)
     return rows
 
 

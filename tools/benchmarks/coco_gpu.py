@@ -14,7 +14,6 @@ configs have them (tools/train.py configs/mcf/mcf_deit-tiny_8xb128_in1k.py, and 
 """
 
 import argparse
-import json
 import re
 import shlex
 import subprocess
@@ -32,7 +31,7 @@ from mcf_mm.compat.mmcv_ops import has_operators
 from mcf_mm.compat.versions import build_operators_advice
 from mcf_mm.engine.config import input_shape, load_config
 from mcf_mm.engine.networks import build_model
-from mcf_mm.files import whole_file
+from mcf_mm.files import whole_file, write_json
 
 CONFIGS = ROOT / 'configs'
 WINDOWS = ('model.backbone.window_size=14',)
@@ -195,8 +194,7 @@ def speeds(runs: list[Run], batch: int) -> dict[str, dict]:
 
 def write_results(out: Path, rows: list[dict]) -> None:
     """Writes results.json and results.md, whole or not at all."""
-    with whole_file(out / 'results.json') as partial:
-        partial.write_text(json.dumps(rows, indent=2) + '\n')
+    write_json(out / 'results.json', rows, indent=2)
     columns = ['mask AP', *METRICS] if any('mask AP' in row for row in rows) else list(METRICS)
     heads = ['detector', 'backbone', 'seed', *columns, 'params (M)', 'MACs (G)', 'images/s']
     lines = [f'| {" | ".join(heads)} |', f'|{" --- |" * len(heads)}']

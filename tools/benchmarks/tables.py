@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mcf_mm.files import whole_file
+from mcf_mm.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r'(<!-- table (\S+)(?: ([^\n]+?))? -->\n).*?(<!-- /table -->)', re.DOTALL)
@@ -33,8 +33,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Write results; the file appears whole or not at all."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    write_json(path, results, indent=1)
 
 
 def main() -> None:

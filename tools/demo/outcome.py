@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from rich.table import Table
-from steps import DENSE, STEPS, YOLOS, YOLOS_MCF, Step, read_json, write_json
+from steps import DENSE, STEPS, YOLOS, YOLOS_MCF, Step, read_json
 
 from mcf_mm.analysis.complexity import count_complexity
 from mcf_mm.analysis.plots import plot_detections, plot_kept_sizes

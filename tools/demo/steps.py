@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mcf_mm.files import whole_file
+from mcf_mm.files import write_json
 
 MARKER = 'demo.json'
 #: As many parameters as MCF leaves at p = 0.4; a test counts them.
@@ -165,9 +165,3 @@ def read_json(path: Path) -> dict | None:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file, whole or not at all."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1))
