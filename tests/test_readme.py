@@ -225,8 +225,20 @@ def test_a_table_keeps_healings_apart_and_takes_the_mean_of_seeds(monkeypatch):
     assert cells[0] == 'all' and cells[4] == '52.0 (50.0 to 54.0)'
     assert cells[5] == '62.0 (60.0 to 64.0) (epochs=18, lr=3e-5: 20 min); 58.0 (epochs=5: 3 min)'
     detectors = {
-        f'photos | small | seed {seed}': dict(AP=0.5 + seed / 10, AP50=0.9, medium=0.4, large=0.6)
+        f'photos | small | seed {seed}': dict(
+            AP=0.5 + seed / 10,
+            AP50=0.9,
+            small=-1.0,
+            medium=0.4,
+            large=0.6,
+            classes=dict(mask=0.25, none=0.75),
+            memory=2**30,
+        )
         for seed in range(2)
     }
     cells = [cell.strip() for cell in table(detectors).splitlines()[-1].strip('|').split('|')]
     assert cells[:5] == ['photos', 'small', '2', '0.550 (0.500 to 0.600)', '0.900 (0.900 to 0.900)']
+    head = [cell.strip() for cell in table(detectors).splitlines()[0].strip('|').split('|')]
+    row = dict(zip(head, cells, strict=True))
+    assert 'small' not in head and row['memory'] == '1.00 GiB'
+    assert row['none'] == '0.750 (0.750 to 0.750)'

@@ -12,13 +12,17 @@ goes on. Needs tools/prepare_real_data.py; the table in configs/detectors/README
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from mmengine.config import Config
 from runs import ROOT, complete, last_scores, logged, train_command
 from tables import read_results, table, write_results
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
 from mcf_mm.analysis.throughput import compare
+from mcf_mm.comparison.processes import forget_peaks, in_own_process, resident_peak
 from mcf_mm.engine.config import input_shape, load_config
 from mcf_mm.engine.networks import build_model
 
@@ -49,6 +53,9 @@ BACKBONES = {
     'sidt': ('SiDT, searched on the detector itself', None),
 }
 
+#: Images at a time, for speed and memory.
+BATCH = 8
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -77,6 +84,17 @@ def backbone_options(name: str, out: Path) -> list[str]:
     return [f'model.backbone.init_cfg.checkpoint={weights}', 'model.backbone.sizes=auto']
 
 
+def inference_peak(cfg: Config, told: Callable[[str, int, int], None]) -> int:
+    """Most bytes in memory while a network alone runs a batch, libraries included."""
+    told('measuring memory', 0, 1)
+    model = build_model(cfg).eval()
+    if not forget_peaks():
+        print('this system cannot begin a peak of memory anew: building the network counts too')
+    with torch.no_grad():
+        model(torch.randn(BATCH, 3, *input_shape(cfg)))
+    return resident_peak()
+
+
 def main() -> None:
     args = parse_args()
     folder = ROOT / 'configs/experiments'
@@ -99,18 +117,22 @@ def main() -> None:
             key = f'{args.data} | {BACKBONES[name][0]} | seed {seed}'
             results[key] = {**results.get(key, {}), **row}
             write_results(args.results, results)
-    models = {}
+    models, memory = {}, {}
     for name in args.only:
-        slim = args.out / f'{args.data}_{name}_seed{args.seeds[0]}' / 'slim.py'
+        work_dir = args.out / f'{args.data}_{name}_seed{args.seeds[0]}'
+        slim = work_dir / 'slim.py'
         config = slim if slim.is_file() else configs[name]
         cfg = load_config(str(config), None, dict(pair.split('=', 1) for pair in options[name]))
         models[name] = build_model(cfg)
-    for name, speed in compare(models, input_shape(cfg), batch_size=8).networks.items():
+        log = work_dir / 'memory.txt'
+        memory[name] = in_own_process(inference_peak, (cfg,), log, lambda *progress: None)
+    for name, speed in compare(models, input_shape(cfg), batch_size=BATCH).networks.items():
         for seed in args.seeds:
             results[f'{args.data} | {BACKBONES[name][0]} | seed {seed}'].update(
                 params=speed.params,
                 macs=speed.macs,
                 images_per_second=round(speed.images_per_second, 1),
+                memory=memory[name],
             )
     write_results(args.results, results)
     print(table(results))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
@@ -70,9 +71,21 @@ def train(config: Path, work_dir: Path, seed: int) -> list[dict]:
     return logged(work_dir)
 
 
-def last_scores(rows: Sequence[dict], kind: str = 'bbox') -> dict[str, float]:
-    """Average precisions of the last evaluation, empty where there are none of this kind."""
+def last_scores(rows: Sequence[dict], kind: str = 'bbox') -> dict[str, Any]:
+    """Average precisions of the last evaluation, empty where there are none of this kind.
+
+    ``classes`` has those of each class, where the evaluator was told to find them.
+    """
     for row in reversed(rows):
         if f'coco/{kind}_mAP' in row:
-            return {label: row[f'coco/{kind}_{key}'] for label, key in METRICS.items()}
+            scores: dict[str, Any] = {
+                label: row[f'coco/{kind}_{key}'] for label, key in METRICS.items()
+            }
+            ends = {key.removeprefix('coco/'): value for key, value in row.items()}
+            classes = {
+                key.removesuffix('_precision'): value
+                for key, value in ends.items()
+                if key.endswith('_precision')
+            }
+            return scores | ({'classes': classes} if classes else {})
     return {}

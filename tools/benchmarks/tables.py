@@ -106,18 +106,28 @@ def detectors_table(results: dict[str, dict], shown: str = '') -> str:
     for key, row in results.items():
         if re.search(shown, key):
             groups.setdefault(key.rpartition(' | seed ')[0], []).append(row)
-    lines = [
-        '| data | backbone | seeds | AP | AP50 | medium | large | parameters | MACs | images/s |',
-        '| --- ' * 10 + '|',
-    ]
+    every = [row for rows in groups.values() for row in rows]
+    # COCO says -1 where a set has no boxes of a size.
+    sizes = [size for size in ('small', 'medium', 'large') if any(row[size] >= 0 for row in every)]
+    scores = ['AP', 'AP50', *sizes]
+    classes = list(dict.fromkeys(name for row in every for name in row.get('classes', ())))
+    memory = any('memory' in row for row in every)
+    head = ['data', 'backbone', 'seeds', *scores, *classes, 'parameters', 'MACs', 'images/s']
+    head += ['memory'] * memory
+    lines = [f'| {" | ".join(head)} |', '| --- ' * len(head) + '|']
     for name, rows in groups.items():
-        scores = [_mean(rows, itemgetter(key), 3) for key in ('AP', 'AP50', 'medium', 'large')]
+        cells = [*name.split(' | '), str(len(rows))]
+        cells += [_mean(rows, itemgetter(key), 3) for key in scores]
+        for kind in classes:
+            known = [row['classes'] for row in rows if kind in row.get('classes', ())]
+            cells.append(_mean(known, itemgetter(kind), 3) if known else '')
         first, costs = rows[0], ['', '', '']
         if 'params' in first:
             costs = [f'{first["params"] / 1e6:.3f} M', f'{first["macs"] / 1e9:.3f} G']
             costs.append(f'{first["images_per_second"]:.1f}')
-        cells = [*name.split(' | '), str(len(rows)), *scores, *costs]
-        lines.append(f'| {" | ".join(cells)} |')
+        if memory:
+            costs.append(f'{first["memory"] / 2**30:.2f} GiB' if 'memory' in first else '')
+        lines.append(f'| {" | ".join([*cells, *costs])} |')
     return '\n'.join(lines)
 
 

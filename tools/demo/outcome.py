@@ -18,6 +18,7 @@ from mcf_mm.analysis.complexity import count_complexity
 from mcf_mm.analysis.plots import plot_detections, plot_kept_sizes
 from mcf_mm.analysis.throughput import measure_throughput
 from mcf_mm.engine.config import input_shape
+from mcf_mm.files import write_json
 from mcf_mm.pruning import find_units
 
 NUM_PICTURES = 8

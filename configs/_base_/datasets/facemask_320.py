@@ -9,5 +9,5 @@ dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
 train_dataloader = dict(dataset=dict(**dataset))
 val_dataloader = dict(dataset=dict(**dataset))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json', classwise=True)
 test_evaluator = val_evaluator
