@@ -1,6 +1,7 @@
 """What README and pages promise is what a test checks: such a sentence names its tests."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -242,3 +243,19 @@ def test_a_table_keeps_healings_apart_and_takes_the_mean_of_seeds(monkeypatch):
     row = dict(zip(head, cells, strict=True))
     assert 'small' not in head and row['memory'] == '1.00 GiB'
     assert row['none'] == '0.750 (0.750 to 0.750)'
+
+
+def test_costs_by_kind_are_drawn_and_add_up():
+    from tables import table
+
+    path = ROOT / 'configs' / 'sidt' / 'results' / 'same_parameters.json'
+    results = json.loads(path.read_text())
+    lines = table(results, '^DeiT-S').splitlines()
+    assert len(lines) == 2 + 9 and lines[2].startswith('| DeiT-S | dense | 22.05 M, 4.60 G |')
+    for name, row in results.items():
+        for what in ('params', 'macs'):
+            assert sum(part[what] for part in row['parts'].values()) == row[what], name
+        network, method = name.split(' | ')
+        if method.startswith(('MCF', 'multi')):
+            equal = results[f'{network} | SiDT, {method.rpartition(", ")[2]}']['params']
+            assert 0.999 * equal < row['params'] <= equal, name

@@ -67,8 +67,8 @@ def with_tables(text: str) -> str:
 
 
 def table(results: dict[str, dict], shown: str = '') -> str:
-    """Markdown of a file of results: of classifiers, of detectors or of speed."""
-    for facts, of in (('AP50', detectors_table), ('shares', speed_table)):
+    """Markdown of a file of results: of classifiers, of detectors, of speed or of costs."""
+    for facts, of in (('AP50', detectors_table), ('shares', speed_table), ('parts', costs_table)):
         if any(facts in row for row in results.values()):
             return of(results, shown)
     return classifiers_table(results, shown)
@@ -92,6 +92,26 @@ def speed_table(results: dict[str, dict], shown: str = '') -> str:
     lines = [f'| network | | {" | ".join(kinds)} |', '| --- ' * (2 + len(kinds)) + '|']
     for (network, how), row in cells.items():
         lines.append(f'| {network} | {how} | {" | ".join(row.get(kind, "") for kind in kinds)} |')
+    return '\n'.join(lines)
+
+
+def costs_table(results: dict[str, dict], shown: str = '') -> str:
+    """Markdown of results of ``same_parameters.py``: parameters in millions and MACs in billions.
+
+    Args:
+        results: Rows by name: ``network | method``, as ``Complexity.to_dict`` says them.
+        shown: Regular expression of the rows that are shown. Defaults to all.
+    """
+    rows = {key: row for key, row in results.items() if re.search(shown, key)}
+    kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row['parts']))
+    lines = [f'| network | | {" | ".join(["all", *kinds])} |', '| --- ' * (3 + len(kinds)) + '|']
+    for key, row in rows.items():
+        cells = [
+            (f'{cost["params"] / 1e6:.2f} M, ' if cost['params'] else '')
+            + f'{cost["macs"] / 1e9:.2f} G'
+            for cost in (row, *(row['parts'][kind] for kind in kinds))
+        ]
+        lines.append(f'| {" | ".join([*key.split(" | "), *cells])} |')
     return '\n'.join(lines)
 
 
