@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh machine to the main job: sets up .venv, then trains, prunes and detects handwritten
-# digits on the CPU (see tools/demo/main.py). Takes about 6 minutes on two cores, set-up included. Run
+# digits on the CPU (see tools/demo/main.py). Takes 6 to 14 minutes on two cores, set-up included. Run
 # again after an interruption, it goes on where it was.
 #
 #   bash tools/quickstart.sh

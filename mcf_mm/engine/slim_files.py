@@ -13,6 +13,7 @@ from mcf_mm.engine.config import input_shape
 from mcf_mm.engine.networks import averages, unwrapped
 from mcf_mm.engine.report import REPORT, known_record, made_here, record_of_weights
 from mcf_mm.engine.run_page import report_run
+from mcf_mm.engine.runner import require_supported_parallelism
 from mcf_mm.pruning import find_units
 from mcf_mm.weights.files import read_header
 from mcf_mm.weights.slim_config import write_slim
@@ -54,8 +55,13 @@ def write_trained(runner: Runner, start: str | None) -> Path | None:
     Returns:
         ``slim.safetensors`` in the work directory, or ``trained.safetensors`` where ``slim`` is
         what the run began with; None in processes but the first, for dense networks, and where a
-        pruning hook writes.
+        pruning hook writes; where parameters are sharded, with a warning.
     """
+    try:
+        require_supported_parallelism(runner.cfg)
+    except ValueError:  # a pruning hook would have refused it; here the checkpoints are the result
+        runner.logger.warning('the parameters are sharded: no slim.safetensors is written')
+        return None
     network = [unwrapped(runner), *averages(runner)][-1]
     pruning = any(hasattr(hook, 'is_small') for hook in runner.hooks)
     if runner.rank != 0 or pruning or not any(u.is_pruned for u in find_units(network).every):
