@@ -11,12 +11,6 @@ _base_ = [
 ]
 
 num_classes = 3
-width = 128  # half of the usual one: neck and head would cost four times as much as the backbone
 
-model = dict(
-    neck=dict(out_channels=width),
-    bbox_head=dict(
-        num_classes=num_classes, in_channels=width, feat_channels=width, stacked_convs=2
-    ),
-)
+model = dict(neck=_base_.small_neck, bbox_head=dict(num_classes=num_classes, **_base_.small_head))
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))

@@ -8,12 +8,8 @@ _base_ = [
 ]
 
 max_epochs = 20
-width = 128  # as on facemask_coco
 
-model = dict(
-    neck=dict(out_channels=width),
-    bbox_head=dict(num_classes=1, in_channels=width, feat_channels=width, stacked_convs=2),
-)
+model = dict(neck=_base_.small_neck, bbox_head=dict(num_classes=1, **_base_.small_head))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', T_max=max_epochs, end=max_epochs, eta_min=1e-6, by_epoch=True),

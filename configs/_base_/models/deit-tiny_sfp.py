@@ -18,3 +18,8 @@ plain_backbone = dict(
     ),
 )
 simple_pyramid = dict(type='mcf_mm.SimpleFeaturePyramid', in_channels=192)
+
+#: For small data on CPUs: half of the usual width, or neck and head would cost four times as much
+#: as the backbone.
+small_neck = dict(out_channels=128)
+small_head = dict(in_channels=128, feat_channels=128, stacked_convs=2)
