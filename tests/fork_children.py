@@ -1,6 +1,7 @@
 """The server of ``fork_server.py`` and what its children do; it runs this file as a script."""
 
 import atexit
+import contextlib
 import gc
 import json
 import os
@@ -93,7 +94,9 @@ def main() -> None:
     import importlib
 
     for name in PRELOAD:
-        importlib.import_module(name)
+        # What an environment has not, a child that needs it will miss and say so.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     import torch
 
     torch.set_num_threads(1)

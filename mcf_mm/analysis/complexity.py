@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from mmengine.structures import BaseDataElement
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mcf_mm.pruning import Sizes, find_ffns, find_units, resize
+from mcf_mm.pruning.flop_counter import flop_counter
 
 PARTS = ('attention', 'ffn', 'patch embedding', 'head', 'other')
 
@@ -87,7 +87,7 @@ def _count_macs(
     """MACs of the modules at ``paths``, and of the whole network under the name ``''``."""
     device = next(model.parameters()).device
     images = torch.zeros(1, num_channels(model), *shape, device=device)
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     macs = Counter()
     sparse = {name: module for name, module in model.named_modules() if _zeros(module)}
 

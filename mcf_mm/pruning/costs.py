@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mcf_mm.pruning.find import find_units
+from mcf_mm.pruning.flop_counter import flop_counter
 from mcf_mm.pruning.policy import without_tokens
 from mcf_mm.pruning.structure import Sizes
 from mcf_mm.pruning.token_units import Tokens
@@ -240,7 +240,7 @@ def measure_costs(
 
         handles.append(layer.register_forward_pre_hook(note))
     training = [module for module in model.modules() if module.training]
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     try:
         # With gradients: without them nn.MultiheadAttention is one operator without a formula.
         with torch.enable_grad(), counter:

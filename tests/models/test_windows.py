@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mcf_mm.analysis.complexity import count_complexity
 from mcf_mm.models import SlimVisionTransformer, YOLOSVisionTransformer
@@ -18,6 +17,7 @@ from mcf_mm.pruning import (
     prune,
     resize,
 )
+from mcf_mm.pruning.flop_counter import flop_counter
 from mcf_mm.weights.checkpoint import put_weights
 
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=48)
@@ -140,7 +140,7 @@ def test_costs(sizes):
     costs = measure_costs(model, lambda network: network(torch.zeros(1, 3, *shape)))
     assert costs.of({})['macs'] == counted.macs
     smaller = {unit.name: {kind: 1 for kind in unit.kinds} for unit in find_units(model)}
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     for unit in find_units(small := copy.deepcopy(model)):
         resize(unit, smaller[unit.name])
     with counter:

@@ -20,7 +20,7 @@ from typing import Any
 
 from mmengine.config import DictAction
 from small_without_training import timed
-from tables import read_results, table, write_results
+from tables import read_results, searches_table, table, write_results
 
 from mcf_mm.comparison.bench import Bench
 from mcf_mm.engine.config import load_config
@@ -82,7 +82,7 @@ def main() -> None:
         results['dense'] = timed(bench.measured(bench.dense), 0.0) | {'shared_seconds': 0.0}
         write_results(args.results, results)
     print(table(results))
-    print(best_so_far(results))
+    print(searches_table(results))
 
 
 def parse_args() -> argparse.Namespace:
@@ -158,24 +158,6 @@ def by_curves(bench: Bench, model: Any, budget: str, ratio: float | str) -> None
         bench.call(model, bench.loader(0), criterion='obs', budget=f'{what}={wanted}', kinds=kinds)
     finally:
         bench.costs = own
-
-
-def best_so_far(results: dict[str, dict], after: tuple[int, ...] = (1, 10, 20, 40, 60)) -> str:
-    """Markdown: the best score after some trials, on the search images, mean of the seeds."""
-    groups: dict[str, list[dict]] = {}
-    for key, row in results.items():
-        if 'best_so_far' in row:
-            groups.setdefault(key.rpartition(' | seed ')[0], []).append(row)
-    lines = [
-        f'| search | seeds | mean of the trials | {" | ".join(map(str, after))} |',
-        '| --- ' * (3 + len(after)) + '|',
-    ]
-    for name, rows in groups.items():
-        best = [mean(row['best_so_far'][:number][-1] for row in rows) for number in after]
-        cells = [name.replace(' | ', ', '), str(len(rows))]
-        cells += [f'{value:.1f}' for value in (mean(r['mean_score'] for r in rows), *best)]
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
 
 
 if __name__ == '__main__':

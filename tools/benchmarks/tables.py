@@ -6,6 +6,8 @@ may have a regular expression of the rows that are shown:
     <!-- table configs/mcf/results/small_without_training.json hidden alone|dense -->
     <!-- /table -->
 
+``searches`` in place of ``table`` shows how far searches got after some trials.
+
     python tools/benchmarks/tables.py           # writes them
     python tools/benchmarks/tables.py --check   # names those that are not as the files say
 """
@@ -23,7 +25,11 @@ from typing import Any
 from mcf_mm.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-_BLOCK = re.compile(r'(<!-- table (\S+)(?: ([^\n]+?))? -->\n).*?(<!-- /table -->)', re.DOTALL)
+_BLOCK = re.compile(
+    r'(<!-- (table|searches) (\S+)(?: ([^\n]+?))? -->\n).*?(<!-- /table -->)', re.DOTALL
+)
+#: After how many trials a search is looked at.
+TRIALS = (1, 10, 20, 40)
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -59,9 +65,9 @@ def with_tables(text: str) -> str:
     """A page with its tables as the files of results say."""
 
     def block(match: re.Match) -> str:
-        results = json.loads((ROOT / match[2]).read_text(encoding='utf-8'))
-        made = table(results, match[3] or '')
-        return f'{match[1]}{made}\n{match[4]}'
+        results = json.loads((ROOT / match[3]).read_text(encoding='utf-8'))
+        made = (table if match[2] == 'table' else searches_table)(results, match[4] or '')
+        return f'{match[1]}{made}\n{match[5]}'
 
     return _BLOCK.sub(block, text)
 
@@ -200,6 +206,30 @@ def classifiers_table(results: dict[str, dict], shown: str = '') -> str:
             f'{first["macs"] / 1e9:.3f} G | {shared}{first["seconds"]:.0f} | '
             f'{_mean(rows, _one_shot)} | {after} |'
         )
+    return '\n'.join(lines)
+
+
+def searches_table(results: dict[str, dict], shown: str = '') -> str:
+    """Markdown: the best score of searches after some trials, on their own images; seeds' mean.
+
+    Args:
+        results: Rows by name, of ``policy_search.py``; those with ``best_so_far`` are shown.
+        shown: Regular expression of the rows that are shown. Defaults to all.
+    """
+    groups: dict[str, list[dict]] = {}
+    for key, row in results.items():
+        if 'best_so_far' in row and re.search(shown, key):
+            groups.setdefault(key.rpartition(' | seed ')[0], []).append(row)
+    head = ['search', 'seeds', *map(str, TRIALS), 'mean of all']
+    lines = [f'| {" | ".join(head)} |', '| --- ' * len(head) + '|']
+    for name, rows in sorted(groups.items()):
+        best = [
+            sum(row['best_so_far'][:number][-1] for row in rows) / len(rows) for number in TRIALS
+        ]
+        every = sum(row['mean_score'] for row in rows) / len(rows)
+        cells = [name.replace(' | ', ', '), str(len(rows))]
+        cells += [f'{value:.2f}' for value in (*best, every)]
+        lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
