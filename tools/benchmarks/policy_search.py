@@ -27,6 +27,7 @@ from mcf_mm.engine.config import load_config
 from mcf_mm.engine.networks import model_costs
 from mcf_mm.engine.search import search_checkpoint
 from mcf_mm.pruning import find_units, read_policy
+from mcf_mm.pruning.budget import parse_budget
 from mcf_mm.search.shape import Shape
 
 RESULTS = Path(__file__).resolve().parents[2] / 'configs/multi_dim/results/policy_search.json'
@@ -150,12 +151,13 @@ def by_curves(bench: Bench, model: Any, budget: str, ratio: float | str) -> None
     if ratio and ratio != 'tokens':
         bench.call(model, [], criterion='magnitude', ratios=dict(tokens=ratio))
     costs = model_costs(model, bench.shape)
-    what, _, share = budget.partition('=')
-    wanted = round(float(share.removesuffix('%')) / 100 * bench.costs.of({})[what])
+    what, wanted = parse_budget(budget, bench.costs)
     own = bench.costs
     bench.costs = costs
     try:
-        bench.call(model, bench.loader(0), criterion='obs', budget=f'{what}={wanted}', kinds=kinds)
+        bench.call(
+            model, bench.loader(0), criterion='obs', budget=f'{what}={round(wanted)}', kinds=kinds
+        )
     finally:
         bench.costs = own
 
