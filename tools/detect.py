@@ -14,8 +14,8 @@ from mcf_mm.analysis.detections import (
     Detector,
     draw_detections,
     find_inputs,
+    find_listed,
     name_pictures,
-    only_listed,
 )
 from mcf_mm.analysis.videos import VIDEO_EXTENSIONS, draw_video
 from mcf_mm.engine.config import load_config
@@ -41,8 +41,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--only',
         metavar='FILE',
-        help="COCO's JSON: of the inputs only the images that it lists, such as those to validate "
-        'on',
+        help="COCO's JSON: in the folders only the images that it lists, such as those to validate "
+        'on; also those in folders within',
     )
     parser.add_argument('--config', required=True, help='config of a detector of mmdet or mcf_mm')
     parser.add_argument('--checkpoint', required=True, help='its weights, .pth or .safetensors')
@@ -71,7 +71,7 @@ def load_detectors(args: argparse.Namespace) -> list[Detector]:
         for (config, checkpoint), title in zip(sources, titles, strict=True)
     ]
     for detector in detectors:
-        pruned = any(unit.is_pruned for unit in find_units(detector.model).every)
+        pruned = find_units(detector.model).are_pruned
         detector.title += ' (pruned)' if pruned else ' (dense)'
     return detectors
 
@@ -105,10 +105,10 @@ def main() -> None:
     args = parse_args()
     try:
         # Before the networks are loaded, which takes longer.
-        sources, skipped = find_inputs(args.images, (*IMG_EXTENSIONS, *VIDEO_EXTENSIONS))
-        if args.only is not None:
-            sources, left_out = only_listed(sources, args.only)
-            skipped.append(f'{args.only} does not list {left_out} of the inputs: left out')
+        if args.only is None:
+            sources, skipped = find_inputs(args.images, (*IMG_EXTENSIONS, *VIDEO_EXTENSIONS))
+        else:
+            sources, skipped = find_listed(args.images, args.only), []
         pictures = name_pictures(sources, args.out, VIDEO_EXTENSIONS)
         for line in skipped:
             print(line, file=sys.stderr)

@@ -78,11 +78,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def prepare(
-    args: argparse.Namespace, made: list[Path]
+    args: argparse.Namespace, before: dict[Path, bytes | None]
 ) -> tuple[dict[str, tuple[str, str]], list[str]]:
     """Annotation file and folder of images of both sets, and class names; converts if need be.
 
-    Files that were not there before are added to ``made``.
+    What the files had in them before goes to ``before``.
     """
     kind = args.format or guess_format(args.annotations)
     if args.format is None:
@@ -115,52 +115,71 @@ def prepare(
             files[name] = (str(coco_path(source)), images[name])
         else:
             files[name] = (str(folder / f'{name}.json'), images[name])
-            if not Path(files[name][0]).exists():
-                made.append(Path(files[name][0]))
+            remember(Path(files[name][0]), before)
             write_set(parts[name], files[name][0])
             print(f'wrote {files[name][0]}')
     return files, class_names(parts['train'])
 
 
+def remember(path: Path, before: dict[Path, bytes | None]) -> None:
+    """Remember what a file has in it, None for one that is not there."""
+    before[path] = path.read_bytes() if path.is_file() else None
+
+
+def put_back(before: dict[Path, bytes | None]) -> None:
+    """Leave files as they were: what failed leaves nothing behind and nothing changed."""
+    for path, content in before.items():
+        if content is None:
+            path.unlink(missing_ok=True)
+        elif path.read_bytes() != content:
+            with whole_file(path) as partial:
+                partial.write_bytes(content)
+
+
 def main() -> None:
     args = parse_args()
-    made: list[Path] = []
+    before: dict[Path, bytes | None] = {}
     try:
-        if args.out.exists() and not args.force:
-            raise ValueError(f'{args.out} is there already: name another --out, or say --force')
-        backbone = find_backbone(args.backbone, args.checkpoint)
-        files, classes = prepare(args, made)
-        boxes = check_set(*files['train'], classes, 'training')
-        val = check_set(*files['val'], classes, 'validation', is_val=True)
-        print(
-            f'{len(boxes.images)} images with {len(boxes.rows)} boxes to train on, '
-            f'{len(val.images)} with {len(val.rows)} to validate on, {len(classes)} classes'
-        )
-        has_gpu = torch.cuda.is_available()
-        max_size = args.max_size or (1024 if has_gpu else 640)
-        size, reason = choose_size(boxes, max_size, args.size)
-        print(f'image size {size}: {reason}\n{size_table(boxes, size)}')
-        schedule = plan(len(boxes.images), args.detector, has_gpu)
-        print(
-            f'{schedule.epochs} epochs, batch {schedule.batch}, learning rate {schedule.lr:.3g}, '
-            f'for training on {"a GPU" if has_gpu else "the CPU"}: by the number of images, to '
-            'start from'
-        )
-        started = f'{command("new_detector")} {shlex.join(sys.argv[1:])}'
-        text = config_text(
-            args.detector, backbone, classes, files, boxes, size, schedule, args.out, started
-        )
-        if not args.out.exists():
-            made.append(args.out)
-        with whole_file(args.out) as partial:
-            partial.write_text(text, encoding='utf-8')
-        budget, costs = pruning_budget(args.out)
-        time_line = duration(args.out, schedule, len(boxes.images))
+        run(args, before)
     except (ValueError, OSError) as error:
-        for path in made:  # what failed leaves nothing behind
-            path.unlink(missing_ok=True)
+        put_back(before)
         sys.exit(f'error: {error}')
-    print(f'wrote {args.out}: {costs}\n{time_line}')
+    except BaseException:
+        put_back(before)
+        raise
+
+
+def run(args: argparse.Namespace, before: dict[Path, bytes | None]) -> None:
+    """Read, check, write the config, and say what to do next."""
+    if args.out.exists() and not args.force:
+        raise ValueError(f'{args.out} is there already: name another --out, or say --force')
+    backbone = find_backbone(args.backbone, args.checkpoint)
+    files, classes = prepare(args, before)
+    boxes = check_set(*files['train'], classes, 'training')
+    val = check_set(*files['val'], classes, 'validation', is_val=True)
+    print(
+        f'{len(boxes.images)} images with {len(boxes.rows)} boxes to train on, '
+        f'{len(val.images)} with {len(val.rows)} to validate on, {len(classes)} classes'
+    )
+    has_gpu = torch.cuda.is_available()
+    max_size = args.max_size or (1024 if has_gpu else 640)
+    size, reason = choose_size(boxes, max_size, args.size)
+    print(f'image size {size}: {reason}\n{size_table(boxes, size)}')
+    schedule = plan(len(boxes.images), args.detector, has_gpu)
+    print(
+        f'{schedule.epochs} epochs, batch {schedule.batch}, learning rate {schedule.lr:.3g}, '
+        f'for training on {"a GPU" if has_gpu else "the CPU"}: by the number of images, to '
+        'start from'
+    )
+    started = f'{command("new_detector")} {shlex.join(sys.argv[1:])}'
+    text = config_text(
+        args.detector, backbone, classes, files, boxes, size, schedule, args.out, started
+    )
+    remember(args.out, before)
+    with whole_file(args.out) as partial:
+        partial.write_text(text, encoding='utf-8')
+    budget, costs = pruning_budget(args.out)
+    print(f'wrote {args.out}: {costs}')
     if args.detector == 'yolos':
         print('YOLOS learns slowly: take retinanet or faster-rcnn for some hundred images')
     if args.detector == 'retinanet' and has_gpu and not has_operators():
@@ -168,6 +187,7 @@ def main() -> None:
             "mmdet's focal loss needs mmcv's compiled operators on a GPU: none here, so take "
             'faster-rcnn or install them'
         )
+    print(duration(args.out, schedule, len(boxes.images)))
     print(f'Next:\n\n{next_commands(args.out, *files["val"], schedule, budget)}')
 
 

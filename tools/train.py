@@ -16,7 +16,7 @@ from mmengine.config import DictAction
 
 import mcf_mm  # noqa: F401  installs the stand-in for mmcv's operators
 from mcf_mm.engine.config import load_config
-from mcf_mm.engine.slim_files import start_of, write_trained
+from mcf_mm.engine.slim_files import check_work_dir, start_of, write_trained
 from mcf_mm.engine.train import scale_schedule, train
 
 
@@ -70,6 +70,7 @@ def main() -> None:
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     start = start_of(cfg)
+    check_work_dir(cfg, start)
     write_trained(train(cfg, args.resume), start)
 
 

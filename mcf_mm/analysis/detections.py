@@ -10,7 +10,6 @@ import numpy as np
 from mmdet.apis import DetInferencer
 from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from mmengine.config import Config
-from mmengine.fileio import get_local_path
 from torch import nn
 
 from mcf_mm.datasets.coco_file import CocoFile
@@ -156,29 +155,31 @@ def find_inputs(
     return list(files), skipped
 
 
-def only_listed(files: Sequence[Path], annotations: str | Path) -> tuple[list[Path], int]:
-    """Those of some files that an annotation file of COCO lists, by name.
+def find_listed(folders: Sequence[str | Path], annotations: str | Path) -> list[Path]:
+    """The images that an annotation file of COCO lists, in some folders.
 
     Args:
-        files: Images.
+        folders: Folders that its file names begin at.
         annotations: COCO's JSON.
 
-    Returns:
-        The files that it lists, and how many it does not.
-
     Raises:
-        ValueError: It lists none of them, or is no such file.
+        FileNotFoundError: An image is in none of the folders, or a folder is not there.
+        ValueError: The file is no such one.
     """
-    with get_local_path(str(annotations)) as path:
-        images = CocoFile(path, str(annotations)).dataset['images']
-    names = {Path(image['file_name']).name for image in images}
-    found = [file for file in files if file.name in names]
-    if not found:
-        raise ValueError(
-            f'{annotations} lists none of the {len(files)} files: its first is '
-            f'{images[0]["file_name"] if images else "none"}, theirs {files[0].name}'
-        )
-    return found, len(files) - len(found)
+    folders = [Path(folder) for folder in folders]
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise FileNotFoundError(f'no folder {", ".join(missing)}; images by a file are of folders')
+    found = []
+    for image in CocoFile(str(annotations)).dataset['images']:
+        places = (folder / image['file_name'] for folder in folders)
+        path = next((path for path in places if path.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(
+                f'{annotations} lists {image["file_name"]}, which is in none of '
+                f'{", ".join(map(str, folders))}'
+            )
+        found.append(path)
+    return found
 
 
 def name_pictures(

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -69,17 +70,20 @@ def next_commands(
     out: str | Path, annotations: str, images: str | Path, schedule: Schedule, budget: str
 ) -> str:
     """What to run with the config: train, prune, recover, compare, look at the validation set."""
+    images, annotations, name = (shlex.quote(str(part)) for part in (images, annotations, out))
     stem, last = Path(out).stem, f'epoch_{schedule.epochs}.pth'
-    dense, small, recovered = (f'work_dirs/{stem}{end}' for end in ('', '_small', '_recovered'))
+    dense, small, recovered, pictures = (
+        shlex.quote(f'work_dirs/{stem}{end}') for end in ('', '_small', '_recovered', '_pictures')
+    )
     epochs = recovery_epochs(schedule)
     train, prune, test, detect = (command(tool) for tool in ('train', 'prune', 'test', 'detect'))
     against = f'{recovered}/slim.py {recovered}/slim.safetensors'
-    return f"""{train} {out}
-{prune} {out} {dense}/{last} --budget {budget} --out {small}
+    return f"""{train} {name}
+{prune} {name} {dense}/{last} --budget {budget} --out {small}
 {train} {small}/slim.py --work-dir {recovered} --epochs {epochs}
-{test} {out} {dense}/{last} --against {against}
-{detect} {images} --only {annotations} --config {out} --checkpoint {dense}/{last} \\
-    --against {against} --out work_dirs/{stem}_pictures"""
+{test} {name} {dense}/{last} --against {against}
+{detect} {images} --only {annotations} --config {name} --checkpoint {dense}/{last} \\
+    --against {against} --out {pictures}"""
 
 
 def recovery_epochs(schedule: Schedule) -> int:
@@ -88,7 +92,7 @@ def recovery_epochs(schedule: Schedule) -> int:
 
 
 def step_seconds(config: str | Path) -> float:
-    """How long a training step takes here, forward and backward, from the second one on.
+    """How long the forward and backward pass of a batch take here, from the second one on.
 
     Args:
         config: Config of a detector, whose first training images are taken.
@@ -113,12 +117,16 @@ def step_seconds(config: str | Path) -> float:
 
 def duration(config: str | Path, schedule: Schedule, num_images: int) -> str:
     """A line on how long training and recovery take on this machine."""
-    seconds = step_seconds(config)
+    try:
+        seconds = step_seconds(config)
+    except RuntimeError as error:  # no memory, or an operator that mmcv was built without
+        return f'a step could not be timed here, and training would stop alike: {error}'
     steps = math.ceil(num_images / schedule.batch)
     train, recover = (
         seconds * steps * epochs / 60 for epochs in (schedule.epochs, recovery_epochs(schedule))
     )
     return (
         f'a step takes {seconds:.2g} s here: {schedule.epochs} epochs of {steps} steps take about '
-        f'{train:.0f} min, recovery after pruning at most {recover:.0f} min, without validation'
+        f'{math.ceil(train)} min, recovery after pruning at most {math.ceil(recover)} min, without '
+        'validation'
     )

@@ -1,6 +1,7 @@
 """Training from a config, the work of ``tools/train.py``."""
 
 import math
+from collections.abc import Mapping
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -9,6 +10,7 @@ from mcf_mm.engine.config import hook_types
 from mcf_mm.engine.resume import make_resumable, resume, resume_limits
 from mcf_mm.engine.runner import build_runner, require_supported_parallelism, start_cpu_processes
 from mcf_mm.pruning.structure import check_whole
+from mcf_mm.registry import split_type
 from mcf_mm.weights.slim_config import PRUNING_HOOKS
 
 
@@ -59,14 +61,15 @@ def scale_schedule(cfg: Config, epochs: int, steps: int | None = None) -> list[s
         What is left out, a line each.
 
     Raises:
-        ValueError: The config has no training by epochs, or ``epochs`` is not positive.
+        ValueError: The config has no training by epochs or several optimizers, or ``epochs`` is not
+            positive.
     """
     check_whole('epochs', epochs, 1)
     loop = cfg.get('train_cfg') or {}
     if not loop.get('max_epochs'):
         raise ValueError(
             f'{cfg.filename or "the config"} does not train by epochs (train_cfg has no '
-            'max_epochs): its schedule cannot be cut to a number of epochs'
+            f'max_epochs), so it cannot be given epochs={epochs}: set train_cfg.max_iters'
         )
     share = epochs / loop['max_epochs']
     loop['max_epochs'] = epochs
@@ -75,6 +78,11 @@ def scale_schedule(cfg: Config, epochs: int, steps: int | None = None) -> list[s
         loop.pop('val_begin')
     loop.pop('dynamic_intervals', None)
     schedulers = cfg.get('param_scheduler') or []
+    if isinstance(schedulers, Mapping) and 'type' not in schedulers:
+        raise ValueError(
+            f'param_scheduler is for several optimizers, {", ".join(schedulers)}: its times cannot '
+            f'be scaled to epochs={epochs}; set them one by one'
+        )
     kept, notes = [], []
     for scheduler in schedulers if isinstance(schedulers, list | tuple) else [schedulers]:
         if _scaled(scheduler, share, epochs, steps):
@@ -90,7 +98,7 @@ def scale_schedule(cfg: Config, epochs: int, steps: int | None = None) -> list[s
 
 
 def shorten_schedule(cfg: Config, epochs: int, steps: int) -> list[str]:
-    """As :func:`scale_schedule`; evaluated is once, at the end, and one checkpoint is kept."""
+    """As :func:`scale_schedule`, with one evaluation, at the end, and one checkpoint."""
     notes = scale_schedule(cfg, epochs, steps)
     cfg.train_cfg['val_interval'] = epochs
     cfg.train_cfg.pop('val_begin', None)
@@ -121,6 +129,10 @@ def _scaled(scheduler: dict, share: float, epochs: int, steps: int | None) -> bo
     for name in ('T_max', 'step_size', 'total_steps'):
         if scheduler.get(name) is not None:
             scheduler[name] = max(1, scaled(scheduler[name])) if whole else scaled(scheduler[name])
+    if scheduler.get('periods') is not None:
+        scheduler['periods'] = [max(1, round(value * share)) for value in scheduler['periods']]
+    if split_type(scheduler['type'])[1].startswith('Exponential'):
+        scheduler['gamma'] = scheduler['gamma'] ** (1 / share)
     if 'milestones' in scheduler:
         scheduler['milestones'] = [max(1, round(value * share)) for value in scheduler.milestones]
     return True

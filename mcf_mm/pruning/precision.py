@@ -6,7 +6,7 @@ import torch
 
 
 def fast_bf16(device: torch.device | str) -> bool:
-    """Whether a device computes in bfloat16 rather than emulates it.
+    """Whether bfloat16 is worth it on a device: not on a CPU that is known to emulate it.
 
     A CPU without AVX-512 has no kernels for it in oneDNN: products of matrices there took 66 times
     as long as in float32 (AMD EPYC with AVX2).

@@ -231,6 +231,11 @@ class Units(list[Unit]):
         return [unit for unit in self if isinstance(unit, Attention)]
 
     @property
+    def are_pruned(self) -> bool:
+        """Whether any of them has lost elements, or drops tokens."""
+        return any(unit.is_pruned for unit in self.every)
+
+    @property
     def sizes(self) -> dict[str, dict[str, int]]:
         """Sizes of all units now, ``{unit: {kind: n}}``; of tokens where some are dropped."""
         shown = [*self, *(unit for unit in self.tokens if unit.is_pruned)]

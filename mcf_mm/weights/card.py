@@ -65,8 +65,8 @@ def write_card(
             Defaults to None: the card says that MACs were not counted.
         measured: Figures of its last validation, by name. Defaults to None: not measured.
         origin: Weights that pruning started from, a file. Defaults to None: not known.
-        shape: Height and width in pixels of the images that it evaluates, of a detector of the
-            largest. Defaults to None: the card says nothing of it.
+        shape: Height and width in pixels of the images that it evaluates, for a detector of the
+            largest one. Defaults to None: the card says nothing of it.
 
     Returns:
         Path of the card, ``slim.md``.
@@ -105,7 +105,7 @@ def write_card(
         ways=ways,
         not_ways=not_ways,
         data=[plain(path) for path in data_folders(cfg)],
-        limits=_limits(measured),
+        limits=_limits(measured, 'trained' in header),
         versions=list(environment().items()),
     )
     path = checkpoint.with_suffix('.md')
@@ -183,7 +183,9 @@ def in_words(value: Any) -> str:
 
 def title_of(cfg: Config, checkpoint: Path) -> str:
     """What to call a network: the name of the config it was made of, or of its folder."""
-    name = Path(cfg.filename).stem if cfg.filename else checkpoint.absolute().parent.name
+    folder = checkpoint.absolute().parent.name
+    name = Path(cfg.filename).stem if cfg.filename else folder
+    name = folder if name == checkpoint.stem else name  # 'slim' says nothing
     return f'{name}, pruned'
 
 
@@ -210,18 +212,21 @@ def _what(
     what = f'A pruned `{type(model).__name__}`'
     what += f' with the backbone `{plain(backbone)}`' if backbone else ''
     what += ', written by mcf_mm: '
-    if header.get('last_step', WHOLE) == WHOLE:
+    if header.get('last_step') in (None, WHOLE):  # None: of a method without such steps
         what += 'an ordinary dense network with fewer elements, without masks.'
     else:
         what += 'of full size, with zeros in place of what would be dropped (an ablation).'
+    trained = 'trained' in header
+    pruned = 'What is pruned of it came from' if trained else 'It was pruned from'
+    since = ', and it was trained since' if trained else ''
     if base is not None:
-        return f'{what} It was pruned from `{base}` (`{plain(Path(origin).name)}`).'
+        return f'{what} {pruned} `{base}` (`{plain(Path(origin).name)}`){since}.'
     if origin is not None:
-        return f'{what} It was pruned from `{plain(Path(origin).name)}`.'
+        return f'{what} {pruned} `{plain(Path(origin).name)}`{since}.'
     return f'{what} Which weights it started from is not known.'
 
 
-def _limits(measured: Mapping[str, float] | None) -> list[str]:
+def _limits(measured: Mapping[str, float] | None, trained: bool) -> list[str]:
     if measured:
         figures = ', '.join(f'{plain(name)} {value:.4g}' for name, value in measured.items())
         accuracy = f'Accuracy by the last validation of the run that made it: {figures}.'
@@ -231,5 +236,6 @@ def _limits(measured: Mapping[str, float] | None) -> list[str]:
         accuracy,
         'Speed not measured: fewer MACs are not as much faster on every machine; '
         '`tools/throughput.py` times it.',
-        'It has the classes, and the biases, of the network that it was pruned from.',
+        'It has the biases of the network that it was pruned from'
+        + (', and of what it was trained on since.' if trained else ', and its classes.'),
     ]

@@ -20,8 +20,8 @@ from mcf_mm.analysis.detections import (
     Detector,
     draw_detections,
     find_inputs,
+    find_listed,
     name_pictures,
-    only_listed,
 )
 from mcf_mm.pruning import find_ffns
 from mcf_mm.weights.checkpoint import save_state_dict
@@ -227,12 +227,24 @@ def test_in_the_page_of_a_run(dense, pruned, photos, tmp_path):
     assert done.returncode == 1 and 'needs images to draw in' in done.stderr
 
 
-def test_images_that_no_file_lists_are_told(tmp_path):
-    photos = [Path(f'{name}.jpg') for name in 'abc']
-    images = [dict(id=1, file_name='in/b.jpg')]
-    content = dict(images=images, annotations=[], categories=[dict(id=1, name='x')])
+def test_images_of_an_annotation_file_are_found_in_folders(tmp_path):
+    for name in ('train/1.jpg', 'val/1.jpg', 'val/2.jpg'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     listed = tmp_path / 'val.json'
-    listed.write_text(json.dumps(content))
-    assert only_listed(photos, listed) == ([Path('b.jpg')], 2)
-    with pytest.raises(ValueError, match=r'lists none of the 2 files: its first is in/b.jpg'):
-        only_listed([photos[0], photos[2]], listed)
+
+    def write(*names: str) -> None:
+        images = [dict(id=number, file_name=name) for number, name in enumerate(names)]
+        content = dict(images=images, annotations=[], categories=[dict(id=1, name='x')])
+        listed.write_text(json.dumps(content))
+
+    write('val/1.jpg')
+    assert find_listed([tmp_path], listed) == [tmp_path / 'val' / '1.jpg']
+    write('2.jpg', '1.jpg')
+    folders = [tmp_path / 'train', tmp_path / 'val']
+    assert find_listed(folders, listed) == [tmp_path / 'val/2.jpg', tmp_path / 'train/1.jpg']
+    write('1.jpg', '3.jpg')
+    with pytest.raises(FileNotFoundError, match='lists 3.jpg, which is in none of'):
+        find_listed(folders, listed)
+    with pytest.raises(FileNotFoundError, match='no folder .*2.jpg; images by a file'):
+        find_listed([tmp_path / 'val' / '2.jpg'], listed)

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 from mcf_mm.compat.mmcv_ops import _OperatorLoader, has_operators
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.detector_plan import plan
-from mcf_mm.engine.evaluate import check_same_data
+from mcf_mm.engine.evaluate import _names, check_same_data
 from mcf_mm.engine.new_detector import Backbone, find_backbone
 from mcf_mm.engine.runner import build_runner
 from mcf_mm.pruning import prune
@@ -258,6 +259,44 @@ def test_networks_that_are_tested_on_different_data_are_not_compared(labels, wei
         out = f'configs/{name}.py'
         assert new(labels, size=64, checkpoint=weights['dense'], out=out, seed=seed).returncode == 0
         configs.append(labels / out)
-    with pytest.raises(ValueError, match='test_dataloader of the two configs is of different data'):
-        check_same_data(*map(Config.fromfile, configs))
-    check_same_data(*[Config.fromfile(configs[0])] * 2)
+    tool, dense = ROOT / 'tools' / 'test.py', weights['dense']
+    done = run_tool([tool, configs[0], dense, '--against', configs[1], dense], cwd=labels)
+    assert done.returncode and 'of the two configs is of different data' in done.stderr
+    assert 'data/one/val.json' in done.stderr and 'data/two/val.json' in done.stderr
+    cfg = Config.fromfile(configs[0])
+    check_same_data(cfg, Config.fromfile(configs[0]))
+    for change in (
+        {'test_dataloader.dataset.indices': 1},
+        {'test_dataloader.dataset.metainfo.classes': ('green', 'red')},
+        {'test_evaluator.ann_file': 'data/two/val.json'},
+    ):
+        other = Config.fromfile(configs[0])
+        other.merge_from_dict(change)
+        with pytest.raises(ValueError, match='test_evaluator=|indices=1|metainfo='):
+            check_same_data(cfg, other)
+    several = [
+        Config(dict(test_dataloader=dict(dataset=dict(type='ConcatDataset', datasets=[part]))))
+        for part in (dict(ann_file='a.json'), dict(ann_file='b.json'))
+    ]
+    with pytest.raises(ValueError, match='a.json.*b.json'):
+        check_same_data(*several)
+
+
+def test_two_networks_of_a_kind_keep_their_names():
+    configs = [SimpleNamespace(filename=name) for name in ('a/one.py', 'b/two.py')]
+    assert _names(configs, ['w.pth'] * 2, ['dense', 'pruned']) == ['dense', 'pruned']
+    assert _names(configs, ['w.pth'] * 2, ['dense'] * 2) == ['one', 'two']
+    same = configs[:1] * 2
+    assert _names(same, ['v.pth', 'w.pth'], ['dense'] * 2) == ['v.pth', 'w.pth']
+    assert _names(same, ['w.pth'] * 2, ['dense'] * 2) == ['1: one', '2: one']
+
+
+def test_what_fails_late_leaves_all_as_it_was(labels, weights):
+    assert new(labels, size=64, checkpoint=weights['dense']).returncode == 0
+    files = [path for path in labels.rglob('*') if path.suffix in ('.py', '.json')]
+    before = {path: path.read_bytes() for path in files}
+    # A picture that is damaged is found after the annotations were written.
+    (labels / 'photos' / '3.jpg').write_bytes(b'no picture')
+    done = new(labels, '--force', size=64, checkpoint=weights['dense'], seed=1)
+    assert done.returncode and '3.jpg' in done.stderr
+    assert {path: path.read_bytes() for path in files} == before

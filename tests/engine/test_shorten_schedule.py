@@ -69,8 +69,18 @@ def test_validation_stays_as_it_is_where_it_fits():
     assert cfg.train_cfg == dict(max_epochs=2, val_interval=2)
 
 
+def test_other_decays_end_where_the_run_does():
+    restarts = dict(type='CosineRestartLR', periods=[100, 200])
+    exponential = dict(type='ExponentialLR', gamma=0.9)
+    first, second = shortened(30, restarts, exponential).param_scheduler
+    assert first.periods == [10, 20] and second.gamma**30 == pytest.approx(0.9**300)
+
+
 def test_what_cannot_be_cut_is_refused():
     with pytest.raises(ValueError, match='does not train by epochs'):
         shorten_schedule(Config(dict(train_cfg=dict(max_iters=9))), 2, 9)
+    by_optimizer = dict(param_scheduler=dict(gen=[], dis=[]), train_cfg=dict(max_epochs=9))
+    with pytest.raises(ValueError, match='is for several optimizers, gen, dis'):
+        scale_schedule(Config(by_optimizer), 3)
     with pytest.raises(ValueError, match='epochs must be at least 1, got 0'):
         scale_schedule(Config(dict(train_cfg=dict(max_epochs=9))), 0)

@@ -43,12 +43,18 @@ def test_files_after_recovery_are_of_the_trained_network(pruned, tmp_path):
     assert weights.keys() == last.keys()
     assert all(torch.equal(weights[name], last[name]) for name in last)
     cut, own = read_header(pruned / 'slim.safetensors'), read_header(out / 'slim.safetensors')
-    assert own['trained'] == {'epochs': 2, 'from': 'slim.safetensors'}
+    assert own['trained'] == [{'epochs': 2, 'from': 'slim/slim.safetensors'}]
     assert all(own[key] == cut[key] for key in ('sizes', 'origin', 'criterion', 'allocation'))
     assert cut['allocation'] == 'predicted'
     card, page = (out / 'slim.md').read_text(), (out / 'report' / 'index.html').read_text()
     assert 'Accuracy by the last validation of the run that made it: accuracy/top1' in card
-    assert '- trained: `epochs=2, from=slim.safetensors`' in card
+    assert '- trained: `epochs=2, from=slim/slim.safetensors`' in card
+    assert 'an ordinary dense network' in (pruned / 'slim.md').read_text()
+    assert 'It was pruned from `dense.pth`.' in (pruned / 'slim.md').read_text()
+    assert (
+        'an ordinary dense network' in card and 'came from `dense.pth`, and it was trained' in card
+    )
+    assert '# recovered, pruned' in card
     assert (
         'last validation' in page and 'No importance' not in page and 'No cost curves' not in page
     )
@@ -65,14 +71,22 @@ def test_files_after_recovery_are_of_the_trained_network(pruned, tmp_path):
     assert (out / 'slim.safetensors').read_bytes() == before
 
 
-def test_what_a_run_began_with_is_not_written_over(pruned):
-    files = [path for path in pruned.rglob('*.*') if path.name != 'slim.py']  # MMEngine dumps it
+def test_no_other_network_is_written_over(pruned, tmp_path):
+    files = [path for path in pruned.rglob('*') if path.is_file()]
     before = {path: path.read_bytes() for path in files}
     done = run_tool([TRAIN, pruned / 'slim.py', '--work-dir', pruned])
-    assert done.returncode == 0, done.stderr
-    assert [path for path, content in before.items() if path.read_bytes() != content] == []
-    for name in ('trained.safetensors', 'trained.py', 'trained.md', 'report_trained/index.html'):
-        assert (pruned / name).is_file(), name
+    assert done.returncode and 'slim/slim.safetensors is of another network' in done.stderr
+    assert 'name another folder with --work-dir' in done.stderr
+    assert {path: path.read_bytes() for path in pruned.rglob('*') if path.is_file()} == before
+    # The result of a training is no other's either; trained on, it tells of both.
+    out, again = tmp_path / 'out', tmp_path / 'again'
+    options = ['--epochs', '1', '--work-dir']
+    assert run_tool([TRAIN, pruned / 'slim.py', *options, out]).returncode == 0
+    done = run_tool([TRAIN, out / 'slim.py', *options, out])
+    assert done.returncode and 'out/slim.safetensors is of another network' in done.stderr
+    assert run_tool([TRAIN, out / 'slim.py', *options, again]).returncode == 0
+    trained = read_header(again / 'slim.safetensors')['trained']
+    assert [part['from'] for part in trained] == ['slim/slim.safetensors', 'out/slim.safetensors']
 
 
 def test_a_backbone_is_described_as_the_detector_that_it_is_in(pruned, detection_cfg, tmp_path):
@@ -94,7 +108,8 @@ def test_a_backbone_is_described_as_the_detector_that_it_is_in(pruned, detection
     done = run_tool([TRAIN, tmp_path / 'detector.py', '--work-dir', out])
     assert done.returncode == 0, done.stderr
     header = read_header(out / 'slim.safetensors')
-    assert header['trained']['from'] == 'backbone.safetensors' and header['origin'] == 'dense.pth'
+    assert header['trained'][0]['from'] == 'backbone.safetensors'
+    assert header['origin'] == 'dense.pth'
     record = json.loads((out / 'report' / 'run.json').read_text())
     weights = read_weights(out / 'slim.safetensors')
     assert record['after']['params'] > 0.9 * sum(v.numel() for v in weights.values())

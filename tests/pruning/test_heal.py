@@ -106,6 +106,10 @@ def test_it_heals_in_bfloat16(pair, images, monkeypatch):
     assert all(value.dtype == torch.float32 for value in student.parameters())
 
 
+def test_graphics_cards_compute_in_bfloat16():
+    assert precision.fast_bf16('cuda') is True and isinstance(precision.fast_bf16('cpu'), bool)
+
+
 def test_a_processor_without_bfloat16_heals_in_float32_and_says_so(pair, images, monkeypatch):
     monkeypatch.setattr(precision, 'fast_bf16', lambda device: False)
     student, dense = pair

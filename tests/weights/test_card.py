@@ -89,7 +89,7 @@ def test_the_card_of_a_classifier(pruned):
     assert '- ratios: `inputs=0.4, hidden=0.4`' in text and 'mcf_mm 0' in text
     assert '- Images: 32 x 32 pixels.\n- Classes (' in text
     assert 'pruned from `dense.pth`' in text and '- Accuracy not measured.' in text
-    assert '`photos`, relative to' in text
+    assert '`photos`, from where the command' in text
 
 
 def test_each_way_to_load_loads(pruned, monkeypatch):

@@ -26,7 +26,7 @@ from mcf_mm.comparison.bench import Bench
 from mcf_mm.engine.config import load_config
 from mcf_mm.engine.networks import model_costs
 from mcf_mm.engine.search import search_checkpoint
-from mcf_mm.pruning import find_units, read_policy
+from mcf_mm.pruning import find_units, read_policy, within_budget
 from mcf_mm.pruning.budget import parse_budget
 from mcf_mm.search.shape import Shape
 
@@ -52,6 +52,7 @@ ROWS: dict[str, dict[str, Any]] = {
     'HSIC, least squares, TPE': dict(PAPER, compensation='least_squares', sampler='tpe'),
     'HSIC, least squares, random': dict(PAPER, compensation='least_squares', sampler='random'),
     'MCF, uniform': dict(MCF),
+    'MCF, equal ratios': dict(MCF, equal=True),  # one p for inputs and hidden units, as published
     'MCF, GP': dict(MCF, sampler='gp'),
     'OBS, uniform': dict(SOLVED, dims=[*ALL, 'tokens']),
     'OBS, GP': dict(SOLVED, dims=[*ALL, 'tokens'], sampler='gp'),
@@ -115,6 +116,8 @@ def done(
     else:
         if 'sampler' in row:
             sizes, extra = searched(bench, args, budget, row, seed, key)
+        elif 'equal' in row:
+            sizes = within_budget(units, bench.costs, budget, row['dims'])
         else:
             shape = Shape(units, bench.costs, budget, row.get('dims'))
             sizes = shape.sizes(dict.fromkeys(shape.names, 0.5))
