@@ -57,7 +57,7 @@ def main() -> None:
             cost = complexity_by_kind(resized(model, sizes), shape)
             results[f'{network} | {name}'] = cost.to_dict()
             print(f'{network}, {name}: {cost.params / 1e6:.3f} M, {cost.macs / 1e9:.3f} GMACs')
-            write_results(RESULTS, results)
+    write_results(RESULTS, results)  # all of them or none
     print(table(results))
 
 
