@@ -189,7 +189,7 @@ def test_images_that_can_be_seen_only_once_are_no_use_to_sequential(images):
     with pytest.raises(ValueError, match=r'there are no images \(batches is empty\)'):
         prune(model, compensation='sequential', **arguments)
     assert unchanged(model, before)
-    with pytest.warns(UserWarning, match='sizes are chosen by predicted losses'):
+    with pytest.warns(UserWarning, match='sizes are chosen by predicted ones'):
         prune(model, **arguments)  # least squares needs none
     again, third = fresh(), fresh()
     prune(again, images, dict(type='obs', allocation='predicted'), budget='macs=70%')
